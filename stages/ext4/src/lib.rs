@@ -1,0 +1,3 @@
+//! Skeleton.
+mod map;
+pub use map::*;

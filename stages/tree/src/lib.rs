@@ -1,0 +1,3 @@
+//! Skeleton.
+mod model;
+pub use model::*;
