@@ -1,2 +1,77 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask`: everything that is done to the project rather than by it.
+//!
+//! `setup` installs what is missing, `demo` shows the main job, `test` runs every check in the order
+//! that fails soonest. Nothing here is needed to use fcpipe.
+//!
+//! Architecture invariant: xtask is a plain program around other programs. It depends on no crate of
+//! the project, so that it builds in seconds and can judge a tree that does not compile.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a task runner speaks to people"
+)]
+
+mod bench;
+mod demo;
+mod fuzz;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+type Result<T> = std::result::Result<T, String>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, show, test and measure fcpipe")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing on a fresh Debian or Ubuntu with Rust.
+    Setup,
+    /// Set up, build, and boot a bundle with mounts, twice.
+    Demo,
+    /// Run every check: fmt, clippy, tidy, unit and property tests, end to end.
+    Test,
+    /// Check the house rules: edges between crates, who prints, what stands where.
+    Tidy,
+    /// Measure against peers: `ext4`.
+    Bench {
+        area: String,
+        /// Passed on to the measuring program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Run an area's random tests in full numbers: `ext4`, `run`.
+    Soak { area: String },
+    /// Fuzz a target for a number of seconds.
+    Fuzz {
+        target: String,
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup => setup::run(),
+        Task::Demo => demo::run(),
+        Task::Test => test::run(),
+        Task::Tidy => tidy::run(),
+        Task::Bench { area, rest } => bench::run(&area, &rest),
+        Task::Soak { area } => test::soak(&area),
+        Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Installs what the demo and the tests need on a fresh Debian or Ubuntu: says what, and is quick
+//! where nothing is missing.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use crate::Result;
+use crate::shell::{check, command, downloads, find, output};
+
+/// A program that must be there, and the package that brings it.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("mke2fs", "e2fsprogs"),
+    ("busybox", "busybox-static"),
+    ("debootstrap", "debootstrap"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("ip", "iproute2"),
+    ("setfacl", "acl"),
+    ("setfattr", "attr"),
+    ("setcap", "libcap2-bin"),
+    ("cpio", "cpio"),
+    ("strace", "strace"),
+];
+
+/// The package that always names the newest kernel for virtual machines.
+const KERNEL: &str = "linux-image-cloud-amd64";
+
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// The version whose CONNECT protocol was tested.
+const VSOCK: (&str, &str) = ("vhost-device-vsock", "0.3.0");
+
+pub(crate) fn run() -> Result<()> {
+    packages()?;
+    musl()?;
+    vsock()?;
+    kernel()?;
+    Ok(())
+}
+
+fn packages() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|&(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("setup: installing {}", missing.join(" "));
+    apt(&["update", "-q"])?;
+    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
+    install.extend(missing);
+    apt(&install)
+}
+
+/// apt-get, by sudo where we are not root. Its chatter goes to a log that is shown on failure.
+fn apt(arguments: &[&str]) -> Result<()> {
+    let root = output(&mut command("id", &["-u"]))?.trim() == "0";
+    let mut apt = match root {
+        true => command("apt-get", arguments),
+        false => {
+            let mut sudo = command("sudo", &["apt-get"]);
+            sudo.args(arguments);
+            sudo
+        }
+    };
+    apt.env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null());
+    let done = apt
+        .output()
+        .map_err(|e| format!("apt-get: {e} (is this Debian or Ubuntu?)"))?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "apt-get {} failed:\n{}{}",
+        arguments.join(" "),
+        String::from_utf8(done.stdout).unwrap_or_default(),
+        String::from_utf8(done.stderr).unwrap_or_default()
+    ))
+}
+
+fn musl() -> Result<()> {
+    let there = output(&mut command(
+        "rustc",
+        &["--print", "target-libdir", "--target", MUSL],
+    ))
+    .is_ok_and(|dir| PathBuf::from(dir.trim()).is_dir());
+    if there {
+        return Ok(());
+    }
+    println!("setup: rustup target add {MUSL} (the guest program is static)");
+    check(&mut command("rustup", &["target", "add", MUSL]))
+}
+
+fn vsock() -> Result<()> {
+    let (program, version) = VSOCK;
+    if find(program).is_some() {
+        return Ok(());
+    }
+    println!("setup: cargo install {program} {version} (vsock for QEMU; about a minute)");
+    check(
+        command(
+            "cargo",
+            &[
+                "install",
+                program,
+                "--version",
+                version,
+                "--locked",
+                "--quiet",
+            ],
+        )
+        // A log of warnings of somebody else's program helps nobody.
+        .env_remove("RUSTFLAGS"),
+    )
+}
+
+/// Fetches the kernel's package, to be read by `fcpipe kernel import`, not installed.
+fn kernel() -> Result<()> {
+    if kernel_package().is_ok() {
+        return Ok(());
+    }
+    println!("setup: downloading Debian's cloud kernel");
+    let dir = downloads();
+    std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let depends = || output(&mut command("apt-cache", &["depends", KERNEL]));
+    let mut listing = depends().unwrap_or_default();
+    if !listing.contains("Depends: linux-image") {
+        apt(&["update", "-q"])?;
+        listing = depends()?;
+    }
+    let package = listing
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with("linux-image"))
+        .ok_or_else(|| format!("apt-cache depends {KERNEL} names no kernel"))?;
+    check(
+        command("apt-get", &["download", "-q", package])
+            .current_dir(&dir)
+            .stdout(Stdio::null()),
+    )?;
+    kernel_package().map(drop)
+}
+
+/// The kernel package that `setup` fetched.
+pub(crate) fn kernel_package() -> Result<PathBuf> {
+    let dir = downloads();
+    let mut found: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .unwrap_or_default();
+            name.starts_with("linux-image") && name.ends_with(".deb")
+        })
+        .collect();
+    found.sort();
+    found
+        .pop()
+        .ok_or_else(|| format!("no kernel package in {}", dir.display()))
+}

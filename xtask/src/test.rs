@@ -1,0 +1,168 @@
+//! Every check, in the order that fails soonest, with the time of each phase.
+
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::shell::{check, command, find};
+use crate::{setup, tidy};
+
+pub(crate) fn run() -> Result<()> {
+    let mut phases = Phases::default();
+    let result = all(&mut phases);
+    phases.print();
+    result
+}
+
+fn all(phases: &mut Phases) -> Result<()> {
+    phases.run("setup", setup::run)?;
+    phases.run("fmt", || cargo(&["fmt", "--all", "--check"]))?;
+    phases.run("clippy", || {
+        cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ])
+    })?;
+    phases.run("tidy", tidy::run)?;
+    phases.run("dependencies", dependencies)?;
+    phases.run("unit and property tests", || {
+        cargo(&[
+            "test",
+            "--workspace",
+            "--exclude",
+            "fcpipe",
+            "--locked",
+            "--quiet",
+        ])?;
+        cargo(&[
+            "test",
+            "--package",
+            "fcpipe",
+            "--bins",
+            "--locked",
+            "--quiet",
+        ])
+    })?;
+    phases.run("end to end", || {
+        // One virtual machine at a time: two cores emulate one well.
+        end_to_end(&["--test-threads=1"])
+    })
+}
+
+fn end_to_end(arguments: &[&str]) -> Result<()> {
+    let mut cargo = command(
+        "cargo",
+        &[
+            "test",
+            "--package",
+            "fcpipe",
+            "--test",
+            "e2e",
+            "--locked",
+            "--quiet",
+            "--",
+        ],
+    );
+    check(
+        cargo
+            .args(arguments)
+            .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
+    )
+}
+
+/// Licences, sources and bans by cargo-deny, unused dependencies by cargo-machete. Both are the
+/// maintainers' tools and take minutes to build, so they are used where they are installed.
+fn dependencies() -> Result<()> {
+    for (program, arguments) in [
+        (
+            "cargo-deny",
+            &["deny", "--offline", "check", "bans", "licenses", "sources"][..],
+        ),
+        ("cargo-machete", &["machete"][..]),
+    ] {
+        if find(program).is_none() {
+            println!("skipped: {program} is not installed (cargo install --locked {program})");
+            continue;
+        }
+        cargo(arguments)?;
+    }
+    Ok(())
+}
+
+/// An area's random tests in the numbers that its issue asks for.
+pub(crate) fn soak(area: &str) -> Result<()> {
+    setup::run()?;
+    match area {
+        "ext4" => check(
+            command(
+                "cargo",
+                &[
+                    "test",
+                    "--release",
+                    "--package",
+                    "fcpipe-ext4",
+                    "--test",
+                    "main",
+                    "--",
+                    "--nocapture",
+                ],
+            )
+            .env("FCPIPE_SOAK_TREES", "500"),
+        ),
+        "run" => check(
+            command(
+                "cargo",
+                &[
+                    "test",
+                    "--release",
+                    "--package",
+                    "fcpipe",
+                    "--test",
+                    "e2e",
+                    "--",
+                    "--test-threads=1",
+                    "--nocapture",
+                ],
+            )
+            .env("FCPIPE_SOAK_RUNS", "20")
+            .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
+        ),
+        _ => Err(format!("no such area: {area} (ext4, run)")),
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let mut cargo = command("cargo", arguments);
+    if let Ok(package) = setup::kernel_package() {
+        cargo.env("FCPIPE_TEST_KERNEL_DEB", package);
+    }
+    check(&mut cargo)
+}
+
+#[derive(Default)]
+struct Phases(Vec<(&'static str, Duration, bool)>);
+
+impl Phases {
+    fn run(&mut self, name: &'static str, phase: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("── {name}");
+        let begun = Instant::now();
+        let result = phase();
+        self.0.push((name, begun.elapsed(), result.is_ok()));
+        result
+    }
+
+    fn print(&self) {
+        println!("── time of each phase");
+        for (name, time, fine) in &self.0 {
+            let failed = if *fine { "" } else { "  FAILED" };
+            println!("{:8.1} s  {name}{failed}", time.as_secs_f64());
+        }
+        let total: Duration = self.0.iter().map(|(_, time, _)| *time).sum();
+        println!("{:8.1} s  in all", total.as_secs_f64());
+    }
+}
