@@ -8,9 +8,14 @@
 //! breadth first, each directory's names in bytewise order; a node with several names is numbered at
 //! its first). Equal content has equal numbers, whatever order the scan found it in.
 
-use std::collections::HashMap;
+mod builder;
+pub(crate) mod writer;
+
+use std::sync::OnceLock;
 
 use bstr::BStr;
+
+pub use builder::{BuildId, NewKind, TreeBuilder};
 
 /// The unit of hole maps, bytes.
 pub const HOLE_UNIT: u64 = 4096;
@@ -115,7 +120,8 @@ struct RawEntry {
     node: NodeId,
 }
 
-/// Every name that enters an image and its metadata. Immutable; made by a [`TreeBuilder`].
+/// Every name that enters an image and its metadata. Immutable; made by a [`crate::TreeBuilder`], a scan
+/// or a composition.
 #[derive(Debug, Clone)]
 pub struct Tree {
     nodes: Vec<Node>,
@@ -125,7 +131,8 @@ pub struct Tree {
     runs: Vec<DataRun>,
     /// Distinct sets, each sorted by name.
     xattr_sets: Vec<Vec<Xattr>>,
-    digest: blake3::Hash,
+    /// Made when it is first asked for.
+    digest: OnceLock<blake3::Hash>,
 }
 
 impl Tree {
@@ -243,7 +250,7 @@ impl Tree {
 
     /// Says whether two Trees hold the same: names, metadata, links, holes. Not file contents.
     pub fn digest(&self) -> blake3::Hash {
-        self.digest
+        *self.digest.get_or_init(|| self.compute_digest())
     }
 
     fn bytes_at(&self, span: Span) -> &BStr {
@@ -251,240 +258,63 @@ impl Tree {
     }
 
     fn compute_digest(&self) -> blake3::Hash {
+        /// Large pieces let blake3 use its wide instructions.
+        const PIECE: usize = 64 * 1024;
         let mut h = blake3::Hasher::new_derive_key("fcpipe tree 1");
-        let mut record = Vec::with_capacity(256);
+        let mut out = Vec::with_capacity(PIECE + 4096);
         for id in self.nodes() {
-            record.clear();
-            let node = &self.nodes[id.index()];
-            record.extend_from_slice(&node.meta.mode.to_le_bytes());
-            record.extend_from_slice(&node.meta.uid.to_le_bytes());
-            record.extend_from_slice(&node.meta.gid.to_le_bytes());
-            record.extend_from_slice(&node.meta.mtime.secs.to_le_bytes());
-            record.extend_from_slice(&node.meta.mtime.nanos.to_le_bytes());
-            let (tag, a, b) = match node.kind {
-                Kind::Directory => (0u8, 0, 0),
-                Kind::File { size } => (1, size, u64::from(node.sparse)),
-                Kind::Symlink => (2, 0, 0),
-                Kind::CharDevice { major, minor } => (3, major.into(), minor.into()),
-                Kind::BlockDevice { major, minor } => (4, major.into(), minor.into()),
-                Kind::Fifo => (5, 0, 0),
-                Kind::Socket => (6, 0, 0),
-            };
-            record.push(tag);
-            record.extend_from_slice(&a.to_le_bytes());
-            record.extend_from_slice(&b.to_le_bytes());
-            for run in self.data_runs(id).unwrap_or_default() {
-                record.extend_from_slice(&run.start.to_le_bytes());
-                record.extend_from_slice(&run.end.to_le_bytes());
-            }
-            // A length before everything variable keeps different trees from reading alike.
-            record.extend_from_slice(&(node.body.len).to_le_bytes());
-            record.extend_from_slice(self.target(id));
-            let xattrs = self.xattrs(id);
-            record.extend_from_slice(&(xattrs.len() as u32).to_le_bytes());
-            for x in xattrs {
-                record.extend_from_slice(&(x.name.len() as u32).to_le_bytes());
-                record.extend_from_slice(&x.name);
-                record.extend_from_slice(&(x.value.len() as u32).to_le_bytes());
-                record.extend_from_slice(&x.value);
-            }
-            h.update(&record);
-            for entry in self.entries(id) {
-                record.clear();
-                record.extend_from_slice(&(entry.name.len() as u32).to_le_bytes());
-                record.extend_from_slice(entry.name);
-                record.extend_from_slice(&entry.node.0.to_le_bytes());
-                h.update(&record);
+            self.encode(id, &mut out);
+            if out.len() >= PIECE {
+                h.update(&out);
+                out.clear();
             }
         }
+        h.update(&out);
         h.finalize()
     }
+
+    /// Appends one node to the digest's input. A length stands before everything that varies, so that
+    /// different trees never read alike.
+    fn encode(&self, id: NodeId, out: &mut Vec<u8>) {
+        let node = &self.nodes[id.index()];
+        out.extend_from_slice(&node.meta.mode.to_le_bytes());
+        out.extend_from_slice(&node.meta.uid.to_le_bytes());
+        out.extend_from_slice(&node.meta.gid.to_le_bytes());
+        out.extend_from_slice(&node.meta.mtime.secs.to_le_bytes());
+        out.extend_from_slice(&node.meta.mtime.nanos.to_le_bytes());
+        let (tag, a, b) = match node.kind {
+            Kind::Directory => (0u8, 0, 0),
+            Kind::File { size } => (1, size, u64::from(node.sparse)),
+            Kind::Symlink => (2, 0, 0),
+            Kind::CharDevice { major, minor } => (3, major.into(), minor.into()),
+            Kind::BlockDevice { major, minor } => (4, major.into(), minor.into()),
+            Kind::Fifo => (5, 0, 0),
+            Kind::Socket => (6, 0, 0),
+        };
+        out.push(tag);
+        out.extend_from_slice(&a.to_le_bytes());
+        out.extend_from_slice(&b.to_le_bytes());
+        let xattrs = self.xattrs(id);
+        out.extend_from_slice(&(xattrs.len() as u32).to_le_bytes());
+        for x in xattrs {
+            encode_bytes(&x.name, out);
+            encode_bytes(&x.value, out);
+        }
+        // What follows is as many runs, bytes or entries as this says: the tag tells which.
+        out.extend_from_slice(&node.body.len.to_le_bytes());
+        for run in self.data_runs(id).unwrap_or_default() {
+            out.extend_from_slice(&run.start.to_le_bytes());
+            out.extend_from_slice(&run.end.to_le_bytes());
+        }
+        out.extend_from_slice(self.target(id));
+        for entry in self.entries(id) {
+            encode_bytes(entry.name, out);
+            out.extend_from_slice(&entry.node.0.to_le_bytes());
+        }
+    }
 }
 
-/// A node while a [`Tree`] is being put together: a number in the order of [`TreeBuilder::add`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BuildId(pub u32);
-
-/// What [`TreeBuilder::add`] takes: a node without a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NewKind<'a> {
-    Directory,
-    /// `data`: the hole map of a sparse file; `None` where all of it is data.
-    File {
-        size: u64,
-        data: Option<&'a [DataRun]>,
-    },
-    Symlink {
-        target: &'a [u8],
-    },
-    CharDevice {
-        major: u32,
-        minor: u32,
-    },
-    BlockDevice {
-        major: u32,
-        minor: u32,
-    },
-    Fifo,
-    Socket,
-}
-
-/// Puts a [`Tree`] together from nodes and names in any order.
-#[derive(Debug, Clone)]
-pub struct TreeBuilder {
-    nodes: Vec<Node>,
-    /// (directory, name, node)
-    links: Vec<(BuildId, Span, BuildId)>,
-    bytes: Vec<u8>,
-    runs: Vec<DataRun>,
-    xattr_sets: Vec<Vec<Xattr>>,
-    known_sets: HashMap<Vec<Xattr>, u32>,
-}
-
-impl TreeBuilder {
-    pub const ROOT: BuildId = BuildId(0);
-
-    /// Begins with a root directory and nothing in it.
-    pub fn new(root: Meta, xattrs: Vec<Xattr>) -> Self {
-        let mut builder = TreeBuilder {
-            nodes: Vec::new(),
-            links: Vec::new(),
-            bytes: Vec::new(),
-            runs: Vec::new(),
-            xattr_sets: vec![Vec::new()],
-            known_sets: HashMap::from([(Vec::new(), 0)]),
-        };
-        builder.add(root, NewKind::Directory, xattrs);
-        builder
-    }
-
-    /// Adds a node that has no name yet. A node that never gets one is left out of the Tree.
-    pub fn add(&mut self, meta: Meta, kind: NewKind<'_>, mut xattrs: Vec<Xattr>) -> BuildId {
-        xattrs.sort();
-        let set = match self.known_sets.get(&xattrs) {
-            Some(&set) => set,
-            None => {
-                let set = self.xattr_sets.len() as u32;
-                self.xattr_sets.push(xattrs.clone());
-                self.known_sets.insert(xattrs, set);
-                set
-            }
-        };
-        let (kind, body, sparse) = match kind {
-            NewKind::Directory => (Kind::Directory, Span::default(), false),
-            NewKind::File { size, data: None } => (Kind::File { size }, Span::default(), false),
-            NewKind::File {
-                size,
-                data: Some(data),
-            } => {
-                let span = Span {
-                    start: self.runs.len() as u32,
-                    len: data.len() as u32,
-                };
-                self.runs.extend_from_slice(data);
-                (Kind::File { size }, span, true)
-            }
-            NewKind::Symlink { target } => (Kind::Symlink, self.keep(target), false),
-            NewKind::CharDevice { major, minor } => {
-                (Kind::CharDevice { major, minor }, Span::default(), false)
-            }
-            NewKind::BlockDevice { major, minor } => {
-                (Kind::BlockDevice { major, minor }, Span::default(), false)
-            }
-            NewKind::Fifo => (Kind::Fifo, Span::default(), false),
-            NewKind::Socket => (Kind::Socket, Span::default(), false),
-        };
-        let id = BuildId(self.nodes.len() as u32);
-        self.nodes.push(Node {
-            meta,
-            kind,
-            body,
-            sparse,
-            xattrs: set,
-            names: 0,
-            parent: NodeId::ROOT,
-            first_entry: 0,
-        });
-        id
-    }
-
-    /// Gives `node` a name in `dir`. The caller sees to it that a directory has one name, that a name
-    /// is used once in a directory, and that there is no cycle.
-    pub fn link(&mut self, dir: BuildId, name: &[u8], node: BuildId) {
-        let name = self.keep(name);
-        self.links.push((dir, name, node));
-    }
-
-    /// The Tree, and for each of its nodes the number it was added under.
-    pub fn finish(mut self) -> (Tree, Vec<BuildId>) {
-        const UNSEEN: u32 = u32::MAX;
-        let bytes = &self.bytes;
-        let name_of = |span: &Span| &bytes[span.start as usize..(span.start + span.len) as usize];
-        self.links
-            .sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| name_of(&a.1).cmp(name_of(&b.1))));
-        // Where each directory's links begin.
-        let mut first = vec![0u32; self.nodes.len() + 1];
-        for (dir, _, _) in &self.links {
-            first[dir.0 as usize + 1] += 1;
-        }
-        for i in 1..first.len() {
-            first[i] += first[i - 1];
-        }
-
-        let mut number = vec![UNSEEN; self.nodes.len()];
-        number[0] = 0;
-        let mut order = vec![TreeBuilder::ROOT];
-        let mut nodes = vec![self.nodes[0]];
-        nodes[0].names = 1;
-        let mut entries: Vec<RawEntry> = Vec::with_capacity(self.links.len());
-        let mut at = 0;
-        while at < order.len() {
-            let build = order[at].0 as usize;
-            if nodes[at].kind == Kind::Directory {
-                let links = first[build] as usize..first[build + 1] as usize;
-                nodes[at].body = Span {
-                    start: entries.len() as u32,
-                    len: links.len() as u32,
-                };
-                for &(_, name, child) in &self.links[links] {
-                    let seen = number[child.0 as usize];
-                    let node = if seen == UNSEEN {
-                        let new = nodes.len() as u32;
-                        number[child.0 as usize] = new;
-                        order.push(child);
-                        let mut node = self.nodes[child.0 as usize];
-                        node.names = 1;
-                        node.parent = NodeId(at as u32);
-                        node.first_entry = entries.len() as u32;
-                        nodes.push(node);
-                        NodeId(new)
-                    } else {
-                        nodes[seen as usize].names += 1;
-                        NodeId(seen)
-                    };
-                    entries.push(RawEntry { name, node });
-                }
-            }
-            at += 1;
-        }
-        let mut tree = Tree {
-            nodes,
-            entries,
-            bytes: self.bytes,
-            runs: self.runs,
-            xattr_sets: self.xattr_sets,
-            digest: blake3::Hash::from_bytes([0; 32]),
-        };
-        tree.digest = tree.compute_digest();
-        (tree, order)
-    }
-
-    fn keep(&mut self, bytes: &[u8]) -> Span {
-        let span = Span {
-            start: self.bytes.len() as u32,
-            len: bytes.len() as u32,
-        };
-        self.bytes.extend_from_slice(bytes);
-        span
-    }
+fn encode_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
 }
