@@ -1,0 +1,15 @@
+//! The host's end: what a launcher uses.
+//!
+//! [`dial`] finds the agent through a VMM's vsock socket; [`Session`] is one connection to it;
+//! [`RunningProcess`] is one process of the guest. Every wait has a deadline or ends with the
+//! connection, and a connection whose agent falls silent ends by itself.
+
+mod dial;
+mod process;
+mod reader;
+mod session;
+mod state;
+
+pub use dial::dial;
+pub use process::{OutputError, RunningProcess, Stdio};
+pub use session::Session;

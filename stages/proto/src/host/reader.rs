@@ -1,0 +1,179 @@
+//! The session's reader thread: takes frames apart, and believes none of them.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::state::{Configure, Phase, Shared, State};
+use crate::error::ProtoError;
+use crate::frame::{Frame, MAX_CONTROL_FROM_GUEST, StreamId};
+use crate::message::{self, GuestMessage, HostMessage};
+use crate::process::ProcessId;
+
+/// After this much silence the agent is asked for a sign of life.
+pub(super) const ASK_AFTER: Duration = Duration::from_secs(5);
+/// After this much silence it counts as lost. A guest in the middle of a fork bomb, emulated, was
+/// seen to need seconds.
+const LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// Reads until the connection ends, and says why it did.
+pub(super) fn run(shared: &Arc<Shared>, stream: impl Read) {
+    let mut from = Patient {
+        stream,
+        shared: Arc::clone(shared),
+        heard: Instant::now(),
+    };
+    let error = loop {
+        let frame = match Frame::read(&mut from, MAX_CONTROL_FROM_GUEST) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break ProtoError::Closed,
+            Err(e) => break e,
+        };
+        if let Err(e) = take(shared, frame) {
+            break e;
+        }
+    };
+    let silent = matches!(&error, ProtoError::Io { kind, .. } if *kind == io::ErrorKind::TimedOut);
+    let error = if silent {
+        ProtoError::Timeout {
+            what: "the agent's sign of life",
+        }
+    } else {
+        error
+    };
+    shared.mux.end(error.clone());
+    // Another thread may have ended the connection first: its reason is the one that counts.
+    let error = shared.mux.error().unwrap_or(error);
+    shared.change(|state| {
+        for process in state.processes.values_mut() {
+            process.stop_input();
+        }
+        state.ended = Some(error);
+    });
+}
+
+fn take(shared: &Shared, frame: Frame) -> Result<(), ProtoError> {
+    match frame {
+        Frame::Control(json) => control(shared, message::parse(&json)?),
+        Frame::Data(id, _) | Frame::Eof(id) => {
+            started(&shared.lock(), id)?;
+            shared.mux.deliver(frame)
+        }
+        Frame::Credit(..) | Frame::Reset(_) => shared.mux.deliver(frame),
+    }
+}
+
+/// Output before its process was started is not output.
+fn started(state: &State, stream: StreamId) -> Result<(), ProtoError> {
+    match state.processes.get(&stream.process()).map(|p| &p.phase) {
+        Some(Phase::Running | Phase::Exited(_)) => Ok(()),
+        _ => Err(ProtoError::broken(format!(
+            "output of process {}, which was not started",
+            stream.process()
+        ))),
+    }
+}
+
+fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
+    shared.change(|state| match message {
+        GuestMessage::Hello(_) => Err(ProtoError::broken("a second hello")),
+        GuestMessage::Busy => Err(ProtoError::Busy),
+        GuestMessage::Pong => Ok(()),
+        GuestMessage::Configured => configured(state, Configure::Done),
+        GuestMessage::ConfigureFailed { failure } => {
+            configured(state, Configure::Failed(failure.bounded()))
+        }
+        GuestMessage::Started { process } => {
+            *phase(state, process, "a start", |p| matches!(p, Phase::Starting))? = Phase::Running;
+            Ok(())
+        }
+        GuestMessage::StartFailed { process, failure } => {
+            let phase = phase(state, process, "a failure", |p| {
+                matches!(p, Phase::Starting)
+            })?;
+            *phase = Phase::Failed(failure.bounded());
+            if let Some(process) = state.processes.get_mut(&process) {
+                process.stop_input();
+            }
+            shared.mux.retire(process);
+            Ok(())
+        }
+        GuestMessage::Exited { process, .. } if state.inherited.remove(&process) => Ok(()),
+        GuestMessage::Exited { process, status } => {
+            *phase(state, process, "an exit", |p| matches!(p, Phase::Running))? =
+                Phase::Exited(status);
+            if let Some(process) = state.processes.get_mut(&process) {
+                process.stop_input();
+            }
+            Ok(())
+        }
+        GuestMessage::Signalled { request, outcome } => match state.signals.get_mut(&request) {
+            Some(answer @ None) => {
+                *answer = Some(outcome);
+                Ok(())
+            }
+            _ => Err(ProtoError::broken(format!(
+                "an answer to request {request}, which was not made"
+            ))),
+        },
+        GuestMessage::Stopped { clean } => {
+            if !state.stopping || state.stopped.is_some() {
+                return Err(ProtoError::broken("it stopped without being asked"));
+            }
+            state.stopped = Some(clean);
+            Ok(())
+        }
+    })
+}
+
+fn configured(state: &mut State, to: Configure) -> Result<(), ProtoError> {
+    if !matches!(state.configure, Configure::Asked) {
+        return Err(ProtoError::broken("an answer to no configuration"));
+    }
+    state.configure = to;
+    Ok(())
+}
+
+/// The process's phase, if it is one in which `what` can be.
+fn phase<'a>(
+    state: &'a mut State,
+    process: ProcessId,
+    what: &str,
+    allowed: impl Fn(&Phase) -> bool,
+) -> Result<&'a mut Phase, ProtoError> {
+    match state.processes.get_mut(&process) {
+        Some(known) if allowed(&known.phase) => Ok(&mut known.phase),
+        _ => Err(ProtoError::broken(format!(
+            "{what} of process {process}, for which it is the wrong time"
+        ))),
+    }
+}
+
+/// A stream whose reads time out again and again without that being an error: it asks the agent
+/// for a sign of life, and gives up when none comes.
+struct Patient<S> {
+    stream: S,
+    shared: Arc<Shared>,
+    heard: Instant,
+}
+
+impl<S: Read> Read for Patient<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.heard.elapsed() >= LOST_AFTER {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    // It fails only when the connection has ended, which the next read sees.
+                    let _ = self.shared.mux.send(&HostMessage::Ping, "a ping");
+                }
+                Ok(n) => {
+                    self.heard = Instant::now();
+                    return Ok(n);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}

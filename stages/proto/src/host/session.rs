@@ -1,0 +1,259 @@
+//! A connection to the agent.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::process::{RunningProcess, Stdio};
+use super::reader::{self, ASK_AFTER};
+use super::state::{Configure, Phase, Shared, State};
+use crate::PROTOCOL;
+use crate::config::GuestConfig;
+use crate::error::ProtoError;
+use crate::frame::{Frame, MAX_CONTROL_FROM_GUEST, MAX_CONTROL_FROM_HOST};
+use crate::message::{self, GuestMessage, Hello, HelloReply, HostMessage};
+use crate::mux::{Mux, Side};
+use crate::process::{Process, ProcessId};
+use crate::stream::Stream;
+
+/// How long one write to the agent may take. The agent always reads.
+const WRITE: Duration = Duration::from_secs(30);
+/// How often a wait looks for an end that nothing announces.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+
+/// A connection to the agent of one VM. Dropping it ends the connection; the agent then ends the
+/// container and the machine, unless another connection comes soon.
+pub struct Session {
+    shared: Arc<Shared>,
+    guest: HelloReply,
+}
+
+impl Session {
+    /// Shakes hands with the agent at the other end of `stream`.
+    ///
+    /// # Errors
+    /// [`ProtoError::Version`], [`ProtoError::BootId`] and [`ProtoError::Busy`] when this is not
+    /// the agent to talk to; [`ProtoError::Closed`] when none is there; [`ProtoError::Timeout`] at
+    /// the deadline.
+    pub fn connect<S: Stream>(
+        mut stream: S,
+        boot_id: &str,
+        deadline: Instant,
+    ) -> Result<Self, ProtoError> {
+        let guest = shake_hands(&mut stream, boot_id, deadline)?;
+        let option = |e| ProtoError::io("setting the connection's timeout", &e);
+        stream.set_read_timeout(Some(ASK_AFTER)).map_err(option)?;
+        stream.set_write_timeout(Some(WRITE)).map_err(option)?;
+        let mux = Mux::new(&stream, Side::Host, MAX_CONTROL_FROM_HOST)?;
+        let next = guest.running.iter().map(|p| p.get()).max().unwrap_or(0) + 1;
+        let configure = if guest.configured {
+            Configure::Done
+        } else {
+            Configure::Not
+        };
+        let shared = Arc::new(Shared::new(
+            mux,
+            State {
+                configure,
+                inherited: guest.running.iter().copied().collect(),
+                next_process: next,
+                ..State::default()
+            },
+        ));
+        let owned = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("proto-reader".to_owned())
+            .spawn(move || reader::run(&owned, stream))
+            .map_err(|e| {
+                shared.mux.end(ProtoError::Ended);
+                ProtoError::io("starting the reader thread", &e)
+            })?;
+        Ok(Session { shared, guest })
+    }
+
+    /// Who answered.
+    #[must_use]
+    pub fn guest(&self) -> &HelloReply {
+        &self.guest
+    }
+
+    /// Gives the guest its root, mounts and names. Once a boot, before any process.
+    ///
+    /// # Errors
+    /// [`ProtoError::Failed`] with what could not be made; [`ProtoError::Timeout`] at the
+    /// deadline; why the connection ended.
+    pub fn configure(&self, config: &GuestConfig, deadline: Instant) -> Result<(), ProtoError> {
+        let asked = self.shared.change(|state| {
+            let first = matches!(state.configure, Configure::Not);
+            if first {
+                state.configure = Configure::Asked;
+            }
+            first
+        });
+        if !asked {
+            return Err(ProtoError::broken(
+                "the guest has its configuration already",
+            ));
+        }
+        let request = HostMessage::Configure(Box::new(config.clone()));
+        if let Err(error) = self.shared.mux.send(&request, "the configuration") {
+            self.shared.change(|state| state.configure = Configure::Not);
+            return Err(error);
+        }
+        self.answer(deadline, "the configuration", |state| {
+            match &state.configure {
+                Configure::Not | Configure::Asked => None,
+                Configure::Done => Some(Ok(())),
+                Configure::Failed(failure) => Some(Err(ProtoError::Failed(failure.clone()))),
+            }
+        })
+    }
+
+    /// Starts a process: the first is the container's PID 1, others run beside it.
+    ///
+    /// Threads move its streams until they end; they are not waited for when the session is
+    /// dropped, because a write to `stdio.stdout` may block for ever.
+    ///
+    /// # Errors
+    /// [`ProtoError::Failed`] when it could not be started: [`Failure::shell_code`] says whether
+    /// it was not found, not executable, or something else. As for [`Session::configure`]
+    /// otherwise.
+    ///
+    /// [`Failure::shell_code`]: crate::process::Failure::shell_code
+    pub fn start(
+        &self,
+        process: &Process,
+        stdio: Stdio,
+        deadline: Instant,
+    ) -> Result<RunningProcess, ProtoError> {
+        let (running, threads) = RunningProcess::open(&self.shared, process, stdio)?;
+        let id = running.id();
+        self.answer(deadline, "the start of a process", |state| {
+            match state.processes.get(&id).map(|p| &p.phase) {
+                None | Some(Phase::Starting) => None,
+                Some(Phase::Failed(failure)) => Some(Err(ProtoError::Failed(failure.clone()))),
+                Some(Phase::Running | Phase::Exited(_)) => Some(Ok(())),
+            }
+        })?;
+        threads.spawn(&self.shared, id)?;
+        Ok(running)
+    }
+
+    /// Ends the container, has everything written back, and resets the machine. `true` when the
+    /// root was unmounted with nothing left to write.
+    ///
+    /// # Errors
+    /// [`ProtoError::Timeout`] at the deadline; why the connection ended before the answer.
+    pub fn shutdown(&self, deadline: Instant) -> Result<bool, ProtoError> {
+        self.shared.change(|state| state.stopping = true);
+        self.shared
+            .mux
+            .send(&HostMessage::Shutdown, "the shutdown")?;
+        self.answer(deadline, "the shutdown", |state| state.stopped.map(Ok))
+    }
+
+    /// Why the connection ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<ProtoError> {
+        self.shared.lock().ended.clone()
+    }
+
+    /// Ends the connection at once; whatever waits on it fails with [`ProtoError::Ended`]. Any
+    /// thread may do it.
+    pub fn close(&self) {
+        self.shared.mux.end(ProtoError::Ended);
+    }
+
+    fn answer<T>(
+        &self,
+        deadline: Instant,
+        what: &'static str,
+        mut ready: impl FnMut(&mut State) -> Option<Result<T, ProtoError>>,
+    ) -> Result<T, ProtoError> {
+        let answer = self.shared.wait(Some(deadline), TICK, |state| {
+            ready(state).or_else(|| state.ended.clone().map(Err))
+        });
+        answer.unwrap_or(Err(ProtoError::Timeout { what }))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl State {
+    /// The first process's id in a fresh session is [`ProcessId::INIT`].
+    pub(super) fn new_process(&mut self) -> Result<ProcessId, ProtoError> {
+        let id = ProcessId::new(self.next_process)
+            .ok_or_else(|| ProtoError::broken("no process ids are left"))?;
+        self.next_process += 1;
+        Ok(id)
+    }
+}
+
+fn shake_hands<S: Stream>(
+    stream: &mut S,
+    boot_id: &str,
+    deadline: Instant,
+) -> Result<HelloReply, ProtoError> {
+    let late = ProtoError::Timeout {
+        what: "the handshake",
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(late);
+    }
+    let option = |e| ProtoError::io("setting the connection's timeout", &e);
+    stream.set_read_timeout(Some(left)).map_err(option)?;
+    stream.set_write_timeout(Some(left)).map_err(option)?;
+
+    let hello = HostMessage::Hello(Hello {
+        protocol: PROTOCOL,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        boot_id: boot_id.to_owned(),
+    });
+    let mut bytes = Vec::new();
+    Frame::Control(message::to_json(
+        &hello,
+        "the hello",
+        MAX_CONTROL_FROM_GUEST,
+    )?)
+    .encode(&mut bytes);
+    let wrote = stream.write_all(&bytes);
+    let read = match wrote {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(ProtoError::Closed),
+        Err(e) => Err(ProtoError::io("writing the hello", &e)),
+        Ok(()) => Frame::read(stream, MAX_CONTROL_FROM_GUEST),
+    };
+    let frame = match read {
+        Err(ProtoError::Io {
+            kind: std::io::ErrorKind::WouldBlock,
+            ..
+        }) => return Err(late),
+        other => other?.ok_or(ProtoError::Closed)?,
+    };
+    let Frame::Control(json) = frame else {
+        return Err(ProtoError::broken("it did not answer the hello"));
+    };
+    let guest = match message::parse(&json)? {
+        GuestMessage::Hello(guest) => guest,
+        GuestMessage::Busy => return Err(ProtoError::Busy),
+        _ => return Err(ProtoError::broken("it did not answer the hello")),
+    };
+    if guest.protocol != PROTOCOL {
+        return Err(ProtoError::Version {
+            host: PROTOCOL,
+            guest: guest.protocol,
+            guest_program: guest.program.chars().take(64).collect(),
+        });
+    }
+    if guest.boot_id != boot_id {
+        return Err(ProtoError::BootId {
+            expected: boot_id.to_owned(),
+            got: guest.boot_id.chars().take(128).collect(),
+        });
+    }
+    Ok(guest)
+}

@@ -1,0 +1,114 @@
+//! What a session knows: shared by its reader thread and by everyone who waits on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::ProtoError;
+use crate::message::SignalOutcome;
+use crate::mux::{Mux, lock};
+use crate::process::{ExitStatus, Failure, ProcessId};
+use crate::pump::Stop;
+
+/// The session's state and the way to wait for it to change.
+pub(super) struct Shared {
+    pub(super) mux: Arc<Mux>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) configure: Configure,
+    pub(super) processes: BTreeMap<ProcessId, ProcessState>,
+    /// Requests that wait for an answer, and answers that wait to be taken.
+    pub(super) signals: BTreeMap<u32, Option<SignalOutcome>>,
+    /// Processes of earlier connections, whose exits are nobody's any more.
+    pub(super) inherited: BTreeSet<ProcessId>,
+    /// `Shutdown` was sent.
+    pub(super) stopping: bool,
+    /// The answer to it: whether all was written back.
+    pub(super) stopped: Option<bool>,
+    pub(super) next_process: u32,
+    pub(super) next_request: u32,
+    /// Why the connection ended.
+    pub(super) ended: Option<ProtoError>,
+}
+
+#[derive(Default)]
+pub(super) enum Configure {
+    #[default]
+    Not,
+    Asked,
+    Done,
+    Failed(Failure),
+}
+
+pub(super) struct ProcessState {
+    pub(super) phase: Phase,
+    /// Ends the thread that reads the process's input; gone when the process is.
+    pub(super) stop: Option<Arc<Stop>>,
+    /// Output threads that have not ended.
+    pub(super) outputs: u32,
+    /// Why not all output came.
+    pub(super) lost: Option<ProtoError>,
+}
+
+impl ProcessState {
+    /// Stops reading its input, and lets the descriptor for that go.
+    pub(super) fn stop_input(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            stop.set();
+        }
+    }
+}
+
+pub(super) enum Phase {
+    Starting,
+    Running,
+    Failed(Failure),
+    Exited(ExitStatus),
+}
+
+impl Shared {
+    pub(super) fn new(mux: Arc<Mux>, state: State) -> Self {
+        Shared {
+            mux,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Changes the state and wakes everyone who waits for it.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits until `ready` has an answer; `None` at the deadline. It looks again at least every
+    /// `tick`.
+    pub(super) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        tick: Duration,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut state = self.lock();
+        loop {
+            if let Some(answer) = ready(&mut state) {
+                return Some(answer);
+            }
+            let left = deadline.map_or(tick, |d| d.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(state, left.min(tick));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The sending end of a stream.
+
+use std::sync::{Condvar, Mutex, PoisonError, Weak};
+
+use super::{Mux, lock};
+use crate::error::ProtoError;
+use crate::frame::{Frame, MAX_DATA, StreamId, WINDOW};
+
+/// Why a stream takes no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// Its receiver wants no more: the end of a pipe whose reader has gone.
+    Reset,
+    /// The connection, or what the stream belonged to, has ended.
+    Lost,
+}
+
+/// Sends a stream's bytes, as far as the receiver gave credit.
+pub struct Outlet {
+    id: StreamId,
+    mux: Weak<Mux>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    credit: u32,
+    end: Option<StreamEnd>,
+    /// The stream's end was sent.
+    ended: bool,
+}
+
+impl Outlet {
+    pub(super) fn new(id: StreamId, mux: Weak<Mux>) -> Self {
+        Outlet {
+            id,
+            mux,
+            state: Mutex::new(State {
+                credit: WINDOW,
+                end: None,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Sends all of `bytes`, waiting for credit where there is none.
+    ///
+    /// # Errors
+    /// When the stream ended before all was sent.
+    pub fn write(&self, mut bytes: &[u8]) -> Result<(), StreamEnd> {
+        while !bytes.is_empty() {
+            let mut state = lock(&self.state);
+            while state.credit == 0 && state.end.is_none() {
+                let waited = self.changed.wait(state);
+                state = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+            if let Some(end) = state.end {
+                return Err(end);
+            }
+            let piece = bytes.len().min(MAX_DATA).min(state.credit as usize);
+            state.credit -= piece as u32;
+            drop(state);
+
+            let (now, rest) = bytes.split_at(piece);
+            let mux = self.mux.upgrade().ok_or(StreamEnd::Lost)?;
+            mux.data(Frame::Data(self.id, now.to_vec()));
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Says that no more comes, after what was written. Once.
+    pub fn finish(&self) {
+        let mut state = lock(&self.state);
+        if state.ended || state.end == Some(StreamEnd::Lost) {
+            return;
+        }
+        state.ended = true;
+        state.end = Some(StreamEnd::Lost);
+        drop(state);
+        if let Some(mux) = self.mux.upgrade() {
+            mux.eof(self.id);
+        }
+    }
+
+    pub(super) fn credit(&self, bytes: u32) -> Result<(), ProtoError> {
+        let mut state = lock(&self.state);
+        let credit = state.credit.saturating_add(bytes);
+        if credit > WINDOW {
+            return Err(ProtoError::broken(format!(
+                "credit of {credit} bytes on stream {}",
+                self.id.wire()
+            )));
+        }
+        state.credit = credit;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    pub(super) fn reset(&self) {
+        lock(&self.state).end.get_or_insert(StreamEnd::Reset);
+        self.changed.notify_all();
+    }
+
+    /// Takes no more, and sends no end: nobody is there, or nobody cares.
+    pub fn abandon(&self) {
+        lock(&self.state).end = Some(StreamEnd::Lost);
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,142 @@
+//! Threads' work: moves bytes between descriptors and streams until either ends.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::error::ProtoError;
+use crate::frame::MAX_DATA;
+use crate::mux::{Inlet, Outlet, StreamEnd};
+
+/// Tells a pump that waits on a descriptor to stop.
+pub struct Stop(OwnedFd);
+
+impl Stop {
+    /// # Errors
+    /// When the process may not have another descriptor.
+    pub fn new() -> io::Result<Self> {
+        Ok(Stop(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
+    }
+
+    /// Stops what waits with it, now and later.
+    pub fn set(&self) {
+        // Only an overflow of the counter fails, and then it is set.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What [`send_fd`] does with what the descriptor still holds when it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtStop {
+    /// Leaves it: nobody reads it any more.
+    Leave,
+    /// Sends what is there without waiting for more: the writer has ended.
+    Drain,
+}
+
+/// Sends what comes from `fd`, then the stream's end.
+///
+/// `fd` may be a terminal or a pipe that never has anything: the wait ends with `stop`.
+/// Returns why it ended early, if it did.
+pub fn send_fd(fd: &impl AsFd, outlet: &Outlet, stop: &Stop, at_stop: AtStop) -> Option<StreamEnd> {
+    let mut buffer = vec![0; MAX_DATA];
+    let mut stopping = false;
+    let end = loop {
+        let (ready, stopped) = match wait(fd.as_fd(), PollFlags::IN, stop, stopping) {
+            Ok(state) => state,
+            Err(_) => break None,
+        };
+        if stopped && at_stop == AtStop::Leave {
+            break None;
+        }
+        if !ready {
+            if stopping {
+                break None;
+            }
+            stopping = stopped;
+            continue;
+        }
+        match rustix::io::read(fd, &mut buffer) {
+            Ok(0) => break None,
+            Ok(n) => {
+                if let Err(end) = outlet.write(&buffer[..n]) {
+                    break Some(end);
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // A terminal that was hung up, a directory: to the reader it is an end.
+            Err(_) => break None,
+        }
+    };
+    outlet.finish();
+    end
+}
+
+/// Writes what comes on the stream to `fd`, a descriptor that does not block, and closes it.
+pub fn receive_fd(inlet: &Inlet, fd: OwnedFd, stop: &Stop) {
+    let mut buffer = vec![0; MAX_DATA];
+    while let Ok(n @ 1..) = inlet.read(&mut buffer) {
+        let mut rest = &buffer[..n];
+        while !rest.is_empty() {
+            match rustix::io::write(&fd, rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let waited = wait(fd.as_fd(), PollFlags::OUT, stop, false);
+                    if !matches!(waited, Ok((_, false))) {
+                        return inlet.close();
+                    }
+                }
+                Err(_) => return inlet.close(),
+            }
+        }
+    }
+}
+
+/// Writes what comes on the stream to `to`. A receiver that has gone resets the stream.
+///
+/// # Errors
+/// Both kinds are kept apart: `Err` of the connection, or `Ok(Err)` of the writer.
+pub fn receive(inlet: &Inlet, to: &mut impl Write) -> Result<io::Result<()>, ProtoError> {
+    let mut buffer = vec![0; MAX_DATA];
+    loop {
+        let n = inlet.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(to.flush());
+        }
+        if let Err(e) = to.write_all(&buffer[..n]).and_then(|()| to.flush()) {
+            inlet.close();
+            return Ok(Err(e));
+        }
+    }
+}
+
+/// Waits for `fd` or for `stop`: whether each is ready. With `now` it only looks.
+fn wait(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    stop: &Stop,
+    now: bool,
+) -> rustix::io::Result<(bool, bool)> {
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut fds = [
+        PollFd::from_borrowed_fd(fd, events),
+        PollFd::new(&stop.0, PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut fds, now.then_some(&zero)) {
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty()))
+}
