@@ -1,0 +1,265 @@
+//! A launch's directory in the state directory, and who owns it.
+//!
+//! `STATE/ID/lock` is held (flock) by the launch as long as it lives; a directory whose lock can be taken belongs to a
+//! dead one. Making a directory and taking its lock are two steps, and so are removing the lock and the directory:
+//! each pair happens under `STATE/.lock`, so that nobody ever judges a directory between the two.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use crate::fsutil::{self, DirError};
+use crate::journal::has_open_entries;
+
+/// The file in the state directory that guards claiming and removing.
+const ROOT_LOCK: &str = ".lock";
+/// The file in a launch's directory that its owner holds.
+const LOCK: &str = "lock";
+/// The file in a launch's directory that effects are written to before they are made.
+pub(crate) const JOURNAL: &str = "journal";
+
+/// Longest id: a component of paths, and of socket paths.
+const ID_MAX: usize = 64;
+
+/// Why a launch can't have a directory.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchDirError {
+    /// The id can't be one.
+    #[error("not an id: {id:?} (letters, digits, `_`, `-` and `.`, not first; {ID_MAX} at most)")]
+    BadId {
+        /// The id.
+        id: String,
+    },
+    /// Another launch has this id.
+    #[error("id {id:?} is in use")]
+    InUse {
+        /// The id.
+        id: String,
+    },
+    /// Something in the journal was not undone.
+    #[error("{} is kept: not everything in its journal was undone", path.display())]
+    NotUndone {
+        /// The launch's directory.
+        path: PathBuf,
+    },
+    /// The state directory can't be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Something else went wrong with a file.
+    #[error("{}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> LaunchDirError {
+    let path = path.to_owned();
+    move |source| LaunchDirError::Io { path, source }
+}
+
+/// Launches that could not be judged, and why.
+pub(crate) type Trouble = Vec<(String, LaunchDirError)>;
+
+/// A claimed directory. Dropped, it lets go of the lock and leaves the directory to `recover`.
+#[derive(Debug)]
+pub struct LaunchDir {
+    root: PathBuf,
+    path: PathBuf,
+    id: String,
+    lock: File,
+}
+
+impl LaunchDir {
+    /// Makes the directory of a new launch in the state directory `root` (made if missing, 0700).
+    pub fn claim(root: &Path, id: &str) -> Result<Self, LaunchDirError> {
+        let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.');
+        if id.is_empty() || id.len() > ID_MAX || id.starts_with('.') || !id.bytes().all(fits) {
+            return Err(LaunchDirError::BadId { id: id.to_owned() });
+        }
+        let (root, _) = fsutil::own_dir(root)?;
+        let root = std::path::absolute(&root).map_err(io_error(&root))?;
+        let path = root.join(id);
+        let _guard = root_lock(&root)?;
+        match std::fs::create_dir(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(LaunchDirError::InUse { id: id.to_owned() });
+            }
+            Err(e) => return Err(io_error(&path)(e)),
+        }
+        let locked = take_lock(&path).and_then(|lock| lock.ok_or(io::ErrorKind::WouldBlock.into()));
+        match locked {
+            Ok(lock) => Ok(Self {
+                root,
+                path,
+                id: id.to_owned(),
+                lock,
+            }),
+            Err(error) => {
+                let _ = std::fs::remove_file(path.join(LOCK));
+                let _ = std::fs::remove_dir(&path);
+                Err(io_error(&path)(error))
+            }
+        }
+    }
+
+    /// The launch's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The lock's descriptor. It is closed on exec; a child that inherits it keeps the launch alive in the eyes of `recover`.
+    pub fn lock_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Removes the directory with everything in it, and frees the id. Refused while the journal names something that
+    /// was not undone.
+    pub fn remove(self) -> Result<(), LaunchDirError> {
+        if has_open_entries(&self.path) {
+            return Err(LaunchDirError::NotUndone {
+                path: self.path.clone(),
+            });
+        }
+        // The lock goes last: while anything is left, the directory is somebody's.
+        for entry in std::fs::read_dir(&self.path).map_err(io_error(&self.path))? {
+            let entry = entry.map_err(io_error(&self.path))?;
+            if entry.file_name() == LOCK {
+                continue;
+            }
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
+            let removed = if is_dir {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            };
+            match removed {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&path)(e)),
+                _ => {}
+            }
+        }
+        let _guard = root_lock(&self.root)?;
+        let lock = self.path.join(LOCK);
+        std::fs::remove_file(&lock).map_err(io_error(&lock))?;
+        std::fs::remove_dir(&self.path).map_err(io_error(&self.path))
+    }
+
+    /// Takes over every directory in `root` whose owner is dead. Also gives those that could not be judged.
+    pub(crate) fn take_dead(root: &Path) -> Result<(Vec<Self>, Trouble), LaunchDirError> {
+        let root = std::path::absolute(root).map_err(io_error(root))?;
+        let entries = match std::fs::read_dir(&root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            entries => entries.map_err(io_error(&root))?,
+        };
+        let _guard = root_lock(&root)?;
+        let (mut dead, mut trouble) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let entry = entry.map_err(io_error(&root))?;
+            // What has no launch's name is none of ours.
+            let Ok(id) = entry.file_name().into_string() else {
+                continue;
+            };
+            if id.starts_with('.') || !entry.file_type().is_ok_and(|t| t.is_dir()) {
+                continue;
+            }
+            let path = entry.path();
+            match take_lock(&path) {
+                Ok(Some(lock)) => dead.push(Self {
+                    root: root.clone(),
+                    path,
+                    id,
+                    lock,
+                }),
+                Ok(None) => {}
+                // Listed, and gone before the guard was taken.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => trouble.push((id, io_error(&path)(e))),
+            }
+        }
+        Ok((dead, trouble))
+    }
+}
+
+/// Held while a launch's directory is made or removed. Never for long.
+fn root_lock(root: &Path) -> Result<File, LaunchDirError> {
+    let path = root.join(ROOT_LOCK);
+    let file = fsutil::open_lock(rustix::fs::CWD, &path).map_err(io_error(&path))?;
+    fsutil::flock(&file, FlockOperation::LockExclusive).map_err(io_error(&path))?;
+    Ok(file)
+}
+
+/// Takes a directory's own lock, making the file if it is missing. `None` if it is held.
+fn take_lock(dir: &Path) -> io::Result<Option<File>> {
+    let file = fsutil::open_lock(rustix::fs::CWD, dir.join(LOCK))?;
+    Ok(fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive)?.then_some(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_42_ids_that_can_not_be_names_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let long = "x".repeat(ID_MAX + 1);
+        for id in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            ".hidden",
+            "a b",
+            "é",
+            "a\n",
+            long.as_str(),
+        ] {
+            let claimed = LaunchDir::claim(root.path(), id);
+            assert!(
+                matches!(claimed, Err(LaunchDirError::BadId { .. })),
+                "{id:?}"
+            );
+        }
+        let claimed = LaunchDir::claim(root.path(), "a-1.B_").unwrap();
+        assert!(matches!(
+            LaunchDir::claim(root.path(), "a-1.B_"),
+            Err(LaunchDirError::InUse { .. })
+        ));
+        claimed.remove().unwrap();
+        LaunchDir::claim(root.path(), "a-1.B_").unwrap();
+    }
+
+    #[test]
+    fn only_dead_directories_are_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let alive = LaunchDir::claim(root.path(), "alive").unwrap();
+        drop(LaunchDir::claim(root.path(), "dead").unwrap());
+        // Killed between mkdir and the lock.
+        std::fs::create_dir(root.path().join("young")).unwrap();
+        let (mut taken, trouble) = LaunchDir::take_dead(root.path()).unwrap();
+        assert!(trouble.is_empty());
+        taken.sort_by(|a, b| a.id.cmp(&b.id));
+        assert_eq!(
+            taken.iter().map(LaunchDir::id).collect::<Vec<_>>(),
+            ["dead", "young"]
+        );
+        assert!(
+            LaunchDir::take_dead(root.path()).unwrap().0.is_empty(),
+            "taken is taken"
+        );
+        drop(alive);
+    }
+}
