@@ -20,9 +20,13 @@ pub struct LaunchSpec {
     pub machine: Machine,
     pub disk: Disk,
     pub network: Network,
+    /// `linux.cgroupsPath`, made normal: absolute, or relative to where the runtime puts its own.
+    /// It never climbs with `..`.
     pub cgroups_path: Option<PathBuf>,
+    /// All of them, those that fcpipe read too.
     pub annotations: BTreeMap<String, String>,
     /// What was adjusted or ignored and should be said, once, to the user.
+    /// Each begins with `file:line:column: field: `, as a [`SpecError`](crate::SpecError) does.
     pub warnings: Vec<String>,
 }
 
@@ -31,7 +35,9 @@ pub struct LaunchSpec {
 pub struct Process {
     /// Never empty; no argument holds a NUL.
     pub args: Vec<String>,
+    /// `NAME=value`, each name once, no NUL.
     pub env: Vec<String>,
+    /// Absolute path inside the image.
     pub cwd: PathBuf,
     pub uid: u32,
     pub gid: u32,
@@ -69,8 +75,9 @@ pub enum MountKind {
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Bind {
+    /// Absolute path on the host, not yet resolved; it may not exist.
     pub source: PathBuf,
     /// `rbind`: mounts below the source are crossed into.
     pub recursive: bool,
@@ -78,10 +85,15 @@ pub struct Bind {
     pub policy: Policy,
     /// The source never changes: no walk is needed once it is known.
     pub immutable: bool,
+    /// Flags the guest gives the mount besides `ro`: `nosuid`, `nodev`, `noexec`, `noatime`, …
+    pub flags: Vec<String>,
     pub content: Content,
 }
 
 /// How a source's tree is read: the same for the rootfs and for bind mounts.
+///
+/// Where a map is given, an id that no range of it holds has no name in the image; it becomes
+/// 65534, as the kernel shows it inside a user namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Content {
     /// gitignore-style patterns, relative to the source, that stay out.
@@ -115,14 +127,82 @@ pub enum Policy {
     Sync,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
+    /// 1 to 32, and no more than the host has.
     pub vcpus: u32,
-    /// Bytes.
+    /// Bytes: a whole number of MiB, at least 128 MiB.
     pub memory: u64,
+    /// What the host gives the VM's threads together; it may be less than one CPU.
+    pub cpu_quota: Option<CpuQuota>,
+    /// Firecracker's static CPU template.
+    pub cpu_template: Option<CpuTemplate>,
+    /// Whether the guest sees two threads of a core.
+    pub smt: bool,
+    pub huge_pages: HugePages,
+    pub balloon: Option<Balloon>,
 }
 
-#[derive(Debug, Clone, PartialEq, Default)]
+impl Default for Machine {
+    /// 1 CPU and 512 MiB, as a spec that says nothing.
+    fn default() -> Self {
+        Machine {
+            vcpus: 1,
+            memory: 512 << 20,
+            cpu_quota: None,
+            cpu_template: None,
+            smt: false,
+            huge_pages: HugePages::None,
+            balloon: None,
+        }
+    }
+}
+
+/// `linux.resources.cpu`: `quota_us` of CPU time in each `period_us`, as cgroup v2's `cpu.max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuQuota {
+    pub quota_us: u64,
+    pub period_us: u64,
+}
+
+/// The names that Firecracker's `PUT /machine-config` takes as `cpu_template`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuTemplate {
+    C3,
+    T2,
+    T2S,
+    T2CL,
+    T2A,
+    V1N1,
+}
+
+/// What backs the guest's memory on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HugePages {
+    #[default]
+    None,
+    /// hugetlbfs pages of 2 MiB; `memory` is then a multiple of 2 MiB.
+    TwoMiB,
+}
+
+/// A virtio balloon: memory the guest gives back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balloon {
+    /// Bytes it takes from the guest at the start; less than the guest's memory.
+    pub size: u64,
+    pub deflate_on_oom: bool,
+}
+
+/// At most this much a second; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RateLimit {
+    /// Bytes a second.
+    pub bandwidth: Option<u64>,
+    /// Requests or packets a second.
+    pub ops: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Disk {
     pub group: Group,
     pub writes: Writes,
@@ -130,6 +210,7 @@ pub struct Disk {
     /// Bytes; at least this large.
     pub size: Option<u64>,
     pub journal: bool,
+    pub rate_limit: RateLimit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -158,11 +239,13 @@ pub enum Backing {
     Lazy,
 }
 
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Network {
     /// The network namespace the platform has prepared.
     pub netns: Option<PathBuf>,
     pub mode: NetworkMode,
+    /// For each direction on its own.
+    pub rate_limit: RateLimit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -174,4 +257,49 @@ pub enum NetworkMode {
     Bridge,
     None,
     Own,
+}
+
+/// An enum that a spec spells as a name.
+pub(crate) trait Choice: Copy + 'static {
+    const NAMES: &'static [&'static str];
+
+    fn named(name: &str) -> Option<Self>;
+}
+
+/// Says how each enum is spelled in a spec; `Display` gives the same name back.
+macro_rules! choices {
+    ($($type:ident { $($variant:ident = $name:literal),* $(,)? })*) => {
+        $(impl Choice for $type {
+            const NAMES: &'static [&'static str] = &[$($name),*];
+
+            fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some($type::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(match self {
+                    $($type::$variant => $name,)*
+                })
+            }
+        })*
+    };
+}
+
+choices! {
+    Policy { Copy = "copy", Lazy = "lazy", Live = "live", Sync = "sync" }
+    Group { Auto = "auto", Single = "single", PerSource = "per-source" }
+    Writes {
+        Auto = "auto", Clone = "clone", Snapshot = "snapshot", Overlay = "overlay", Copy = "copy",
+    }
+    Backing { Auto = "auto", File = "file", Lazy = "lazy" }
+    NetworkMode {
+        Auto = "auto", Redirect = "redirect", Bridge = "bridge", None = "none", Own = "own",
+    }
+    CpuTemplate { C3 = "C3", T2 = "T2", T2S = "T2S", T2CL = "T2CL", T2A = "T2A", V1N1 = "V1N1" }
+    HugePages { None = "none", TwoMiB = "2MiB" }
 }

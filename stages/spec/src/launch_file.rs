@@ -1,0 +1,161 @@
+//! The launch file's fields, as they are written. docs/launch-file.md describes them.
+//!
+//! Every field may be left out: a launch file over a bundle says only what it changes, and so does
+//! a `--set`, which is read as a small launch file of its own. A field that is not here is an error.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
+
+use crate::model::{Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Writes};
+use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct LaunchFile {
+    /// Of this format: 1.
+    pub(crate) version: Option<u64>,
+    pub(crate) bundle: Option<HostPath>,
+    pub(crate) rootfs: Option<Rootfs>,
+    pub(crate) process: Option<Process>,
+    pub(crate) mounts: Option<Vec<Mount>>,
+    pub(crate) hostname: Option<Text>,
+    pub(crate) domainname: Option<Text>,
+    pub(crate) machine: Option<Machine>,
+    pub(crate) disk: Option<Disk>,
+    pub(crate) network: Option<Network>,
+}
+
+/// What annotations can say too: `dev.fcpipe.SECTION.KEY`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Settings {
+    pub(crate) machine: Option<Machine>,
+    pub(crate) disk: Option<Disk>,
+    pub(crate) network: Option<Network>,
+}
+
+/// A path alone, or an object.
+#[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self")]
+pub(crate) struct Rootfs {
+    pub(crate) path: Option<HostPath>,
+    pub(crate) readonly: Option<bool>,
+    pub(crate) exclude: Option<Vec<Text>>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) idmap: Option<IdMaps>,
+}
+
+/// The same as in an OCI config, as far as fcpipe reads it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct Process {
+    pub(crate) args: Option<Vec<Text>>,
+    pub(crate) env: Option<Vec<Text>>,
+    pub(crate) cwd: Option<Text>,
+    pub(crate) user: Option<User>,
+    pub(crate) terminal: Option<bool>,
+    pub(crate) no_new_privileges: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct User {
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) umask: Option<u32>,
+    pub(crate) additional_gids: Option<Vec<u32>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Mount {
+    pub(crate) source: Option<Text>,
+    pub(crate) destination: Option<Text>,
+    #[serde(rename = "type")]
+    pub(crate) fstype: Option<Text>,
+    pub(crate) options: Option<Vec<Text>>,
+    pub(crate) readonly: Option<bool>,
+    pub(crate) recursive: Option<bool>,
+    pub(crate) policy: Option<Named<Policy>>,
+    pub(crate) immutable: Option<bool>,
+    pub(crate) exclude: Option<Vec<Text>>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) idmap: Option<IdMaps>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Machine {
+    pub(crate) vcpus: Option<u64>,
+    pub(crate) memory: Option<ByteSize>,
+    pub(crate) cpu_template: Option<Named<CpuTemplate>>,
+    pub(crate) smt: Option<bool>,
+    pub(crate) huge_pages: Option<Named<HugePages>>,
+    pub(crate) balloon: Option<Balloon>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Balloon {
+    pub(crate) size: ByteSize,
+    #[serde(default)]
+    pub(crate) deflate_on_oom: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Disk {
+    pub(crate) group: Option<Named<Group>>,
+    pub(crate) writes: Option<Named<Writes>>,
+    pub(crate) backing: Option<Named<Backing>>,
+    pub(crate) size: Option<ByteSize>,
+    pub(crate) journal: Option<bool>,
+    pub(crate) rate_limit: Option<RateLimit>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Network {
+    pub(crate) netns: Option<HostPath>,
+    pub(crate) mode: Option<Named<NetworkMode>>,
+    pub(crate) rate_limit: Option<RateLimit>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct RateLimit {
+    pub(crate) bandwidth: Option<ByteSize>,
+    pub(crate) ops: Option<u64>,
+}
+
+impl<'de> Deserialize<'de> for Rootfs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const FIELDS: &[&str] = &["path", "readonly", "exclude", "owner", "idmap"];
+
+        struct PathOrObject;
+
+        impl<'de> Visitor<'de> for PathOrObject {
+            type Value = Rootfs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path, or an object with a `path`")
+            }
+
+            fn visit_str<E: de::Error>(self, path: &str) -> Result<Rootfs, E> {
+                Ok(Rootfs {
+                    path: Some(path.parse().map_err(E::custom)?),
+                    ..Rootfs::default()
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Rootfs, A::Error> {
+                // The derived reading (`remote` makes it an inherent function).
+                Rootfs::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_struct("Rootfs", FIELDS, PathOrObject)
+    }
+}
