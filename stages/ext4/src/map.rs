@@ -27,6 +27,21 @@ pub struct MapExtent {
     pub origin: Origin,
 }
 
+impl MapExtent {
+    /// Appends a form of the extent that no other extent has.
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        let (tag, node, offset) = match self.origin {
+            Origin::Metadata { offset } => (0u32, 0, offset),
+            Origin::File { node, offset } => (1, node.0, offset),
+        };
+        out.extend_from_slice(&self.block.to_le_bytes());
+        out.extend_from_slice(&self.blocks.to_le_bytes());
+        out.extend_from_slice(&tag.to_le_bytes());
+        out.extend_from_slice(&node.to_le_bytes());
+        out.extend_from_slice(&offset.to_le_bytes());
+    }
+}
+
 /// Every extent of the disk that is not zero, in disk order, apart from each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageMap {

@@ -1,0 +1,361 @@
+//! From a plan to bytes: every block of metadata, each made on its own, so in any order and in parallel.
+
+mod groups;
+mod inodes;
+mod superblock;
+
+use fcpipe_tree::Kind;
+use rayon::prelude::*;
+
+use crate::checksum::Seed;
+use crate::extents::{self, Piece};
+use crate::geometry::{Geometry, INODES_PER_BLOCK};
+use crate::ids::{BlockNo, GroupNo, InodeNo};
+use crate::map::{BLOCK_SIZE, ImageMap, MapExtent, Origin};
+use crate::numbers::Item;
+use crate::options::Options;
+use crate::placement::{Content, Owner, Placement, is_slow_symlink};
+use crate::xattrs;
+use groups::Groups;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+/// Blocks of an inode table that are made in one go.
+const TABLE_CHUNK: u32 = 64;
+
+/// Everything that is decided about an image.
+pub(crate) struct Decided<'a> {
+    pub(crate) content: &'a Content<'a>,
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) placement: &'a Placement,
+    pub(crate) options: &'a Options,
+    pub(crate) uuid: [u8; 16],
+    /// Inodes in use, which is also the last one's number.
+    pub(crate) used_inodes: u32,
+    /// Blocks of the journal, or 0.
+    pub(crate) journal_blocks: u32,
+    pub(crate) disk_blocks: u64,
+}
+
+/// Something that makes whole blocks.
+#[derive(Debug, Clone, Copy)]
+enum Section {
+    /// A superblock and the descriptors after it. Made last: it needs the bitmaps' checksums.
+    Super(GroupNo),
+    BlockBitmap(GroupNo),
+    InodeBitmap(GroupNo),
+    /// Inodes from that one on.
+    Inodes(InodeNo),
+    Dir(u32),
+    Symlink(Item),
+    XattrBlock(u32),
+    /// One block of an xattr's value.
+    Value(u32, u32),
+    Journal,
+    Tree(Owner),
+}
+
+/// Blocks that a section makes; a section in several parts has them one after the other.
+struct Part {
+    block: u64,
+    blocks: u32,
+    section: u32,
+}
+
+/// A section and where its blocks go.
+struct Job<'b> {
+    section: Section,
+    out: Out<'b>,
+}
+
+enum Out<'b> {
+    None,
+    One(&'b mut [u8]),
+    /// The disk's order put something in between.
+    Many(Vec<&'b mut [u8]>),
+}
+
+impl<'b> Out<'b> {
+    fn push(&mut self, part: &'b mut [u8]) {
+        *self = match std::mem::replace(self, Out::None) {
+            Out::None => Out::One(part),
+            Out::One(first) => Out::Many(vec![first, part]),
+            Out::Many(mut parts) => {
+                parts.push(part);
+                Out::Many(parts)
+            }
+        };
+    }
+
+    /// Lets `make` fill the blocks as if they were in one piece.
+    fn fill(&mut self, make: impl FnOnce(&mut [u8])) {
+        match self {
+            Out::None => {}
+            Out::One(all) => make(all),
+            Out::Many(parts) => {
+                let mut all = vec![0; parts.iter().map(|part| part.len()).sum()];
+                make(&mut all);
+                let mut rest = all.as_slice();
+                for part in parts {
+                    let (here, after) = rest.split_at(part.len());
+                    part.copy_from_slice(here);
+                    rest = after;
+                }
+            }
+        }
+    }
+}
+
+/// The image's map, with all of its metadata.
+pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
+    let mut groups = Groups::new(decided);
+    let (sections, mut parts) = list(decided, &groups);
+    parts.sort_unstable_by_key(|part| part.block);
+
+    let mut extents: Vec<MapExtent> = Vec::new();
+    let mut size = 0;
+    for part in &parts {
+        match extents.last_mut() {
+            Some(last) if last.block + u64::from(last.blocks) == part.block => {
+                last.blocks += part.blocks;
+            }
+            _ => extents.push(MapExtent {
+                block: part.block,
+                blocks: part.blocks,
+                origin: Origin::Metadata { offset: size },
+            }),
+        }
+        size += u64::from(part.blocks) * BLOCK_SIZE;
+    }
+
+    let mut metadata = vec![0; size as usize];
+    let mut jobs: Vec<Job<'_>> = sections
+        .into_iter()
+        .map(|section| Job {
+            section,
+            out: Out::None,
+        })
+        .collect();
+    let mut rest = metadata.as_mut_slice();
+    for part in &parts {
+        let (here, after) = rest.split_at_mut(part.blocks as usize * BLOCK);
+        jobs[part.section as usize].out.push(here);
+        rest = after;
+    }
+    drop(parts);
+
+    jobs.par_iter_mut().with_min_len(64).for_each(|job| {
+        let section = job.section;
+        job.out.fill(|out| decided.make(section, &groups, out));
+    });
+    for job in &jobs {
+        if let Out::One(bitmap) = &job.out {
+            match job.section {
+                Section::BlockBitmap(group) => groups.note_block_bitmap(group, bitmap),
+                Section::InodeBitmap(group) => groups.note_inode_bitmap(group, bitmap),
+                _ => {}
+            }
+        }
+    }
+    let descriptors = groups.encode(decided);
+    for job in &mut jobs {
+        if let Section::Super(group) = job.section {
+            job.out
+                .fill(|out| superblock::encode(decided, &groups, group, &descriptors, out));
+        }
+    }
+    drop(jobs);
+
+    ImageMap {
+        extents: merge(extents, file_extents(decided)),
+        metadata,
+        blocks: decided.disk_blocks,
+    }
+}
+
+/// All sections, and their parts in no particular order.
+fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
+    let Decided {
+        content,
+        geometry,
+        placement,
+        ..
+    } = decided;
+    let mut lists = Lists::default();
+    for group in geometry.all_groups() {
+        let copies = geometry.super_blocks(group);
+        if copies > 0 {
+            lists.add(
+                Section::Super(group),
+                geometry.group_start(group),
+                copies as u32,
+            );
+        }
+        let tables = &geometry.tables[group.index()];
+        if groups.stores_block_bitmap(group) {
+            lists.add(Section::BlockBitmap(group), tables.block_bitmap, 1);
+        }
+        let used = groups.used_inodes(group);
+        if used > 0 {
+            lists.add(Section::InodeBitmap(group), tables.inode_bitmap, 1);
+        }
+        let table_blocks = used.div_ceil(INODES_PER_BLOCK);
+        for at in (0..table_blocks).step_by(TABLE_CHUNK as usize) {
+            let first = group.0 * geometry.inodes_per_group + at * INODES_PER_BLOCK + 1;
+            lists.add(
+                Section::Inodes(InodeNo(first)),
+                tables.inode_table + u64::from(at),
+                (table_blocks - at).min(TABLE_CHUNK),
+            );
+        }
+    }
+    for (i, dir) in (0..).zip(&content.dirs) {
+        let owner = dir
+            .node
+            .map_or(Owner::LostFound, |node| Owner::Item(Item(node.0)));
+        lists.add_pieces(Section::Dir(i), placement.pieces(owner));
+    }
+    for item in content.numbers.all_items() {
+        if is_slow_symlink(content.tree, &content.numbers, item) {
+            lists.add_pieces(Section::Symlink(item), placement.pieces(Owner::Item(item)));
+        }
+    }
+    for (i, &block) in (0..).zip(&placement.of_xattr_block) {
+        lists.add(Section::XattrBlock(i), block, 1);
+    }
+    for (i, value) in (0..).zip(&content.xattrs.values) {
+        let pieces = placement.pieces(Owner::Value(i));
+        for (n, bytes) in (0..).zip(value.bytes.chunks(BLOCK)) {
+            // A block of zeros is there without being written.
+            if bytes.iter().any(|&byte| byte != 0) {
+                lists.add(
+                    Section::Value(i, n),
+                    extents::nth_block(pieces, n as usize),
+                    1,
+                );
+            }
+        }
+    }
+    if let Some(first) = placement.pieces(Owner::Journal).first() {
+        lists.add(Section::Journal, first.block, 1);
+    }
+    for owner in placement.trees() {
+        lists.add_pieces(Section::Tree(owner), placement.tree(owner));
+    }
+    (lists.sections, lists.parts)
+}
+
+#[derive(Default)]
+struct Lists {
+    sections: Vec<Section>,
+    parts: Vec<Part>,
+}
+
+impl Lists {
+    fn add(&mut self, section: Section, block: u64, blocks: u32) {
+        let at = self.sections.len() as u32;
+        self.sections.push(section);
+        self.parts.push(Part {
+            block,
+            blocks,
+            section: at,
+        });
+    }
+
+    fn add_pieces(&mut self, section: Section, pieces: &[Piece]) {
+        let at = self.sections.len() as u32;
+        self.sections.push(section);
+        self.parts.extend(pieces.iter().map(|piece| Part {
+            block: piece.block,
+            blocks: piece.blocks,
+            section: at,
+        }));
+    }
+}
+
+impl Decided<'_> {
+    /// Fills the blocks of a section, which are zero.
+    fn make(&self, section: Section, groups: &Groups, out: &mut [u8]) {
+        let Decided {
+            content, placement, ..
+        } = self;
+        match section {
+            Section::Super(_) => {}
+            Section::BlockBitmap(group) => groups.block_bitmap(self, group, out),
+            Section::InodeBitmap(group) => groups.inode_bitmap(self, group, out),
+            Section::Inodes(first) => inodes::encode_table(self, first, out),
+            Section::Dir(i) => content.dirs[i as usize].encode(content.tree, &content.numbers, out),
+            Section::Symlink(item) => {
+                let target = content.tree.target(content.numbers.node(item));
+                out[..target.len()].copy_from_slice(target);
+            }
+            Section::XattrBlock(i) => xattrs::encode_block(
+                &content.xattrs,
+                &content.numbers,
+                content.xattrs.blocks[i as usize],
+                BlockNo(placement.of_xattr_block[i as usize]),
+                out,
+            ),
+            Section::Value(i, n) => {
+                let all = content.xattrs.values[i as usize].bytes.chunks(BLOCK);
+                if let Some(bytes) = all.skip(n as usize).next() {
+                    out[..bytes.len()].copy_from_slice(bytes);
+                }
+            }
+            Section::Journal => superblock::encode_journal(self.journal_blocks, out),
+            Section::Tree(owner) => extents::encode_tree(
+                Seed::of_inode(self.ino(owner)),
+                placement.pieces(owner),
+                placement.tree(owner),
+                out,
+            ),
+        }
+    }
+
+    fn ino(&self, owner: Owner) -> InodeNo {
+        match owner {
+            Owner::Item(item) => self.content.numbers.of_item(item),
+            Owner::LostFound => InodeNo::FIRST,
+            Owner::Value(value) => self.content.numbers.of_value(value),
+            Owner::Journal => InodeNo::JOURNAL,
+        }
+    }
+}
+
+/// Where the content of files goes, in the order of the disk.
+fn file_extents(decided: &Decided<'_>) -> Vec<MapExtent> {
+    let Decided {
+        content, placement, ..
+    } = decided;
+    let mut extents = Vec::with_capacity(content.tree.len());
+    for item in content.numbers.all_items() {
+        let node = content.numbers.node(item);
+        if !matches!(content.tree.kind(node), Kind::File { .. }) {
+            continue;
+        }
+        for piece in placement.pieces(Owner::Item(item)) {
+            extents.push(MapExtent {
+                block: piece.block,
+                blocks: piece.blocks,
+                origin: Origin::File {
+                    node,
+                    offset: u64::from(piece.logical) * BLOCK_SIZE,
+                },
+            });
+        }
+    }
+    extents
+}
+
+/// Two lists in the order of the disk as one.
+fn merge(metadata: Vec<MapExtent>, files: Vec<MapExtent>) -> Vec<MapExtent> {
+    let mut all = Vec::with_capacity(metadata.len() + files.len());
+    let mut files = files.into_iter().peekable();
+    for extent in metadata {
+        while let Some(file) = files.next_if(|file| file.block < extent.block) {
+            all.push(file);
+        }
+        all.push(extent);
+    }
+    all.extend(files);
+    all
+}
