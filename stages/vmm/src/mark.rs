@@ -1,0 +1,236 @@
+//! How a process is known after the program that started it is gone, and ended without hitting another.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::error::VmmError;
+
+/// In the environment of every process of a machine: the launch's directory.
+pub const MACHINE_DIR_VARIABLE: &str = "FCPIPE_MACHINE_DIR";
+
+/// How long a process may take to end after SIGKILL; one in uninterruptible I/O takes its time.
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One process, for as long as this host is up: a pid alone is used again, but not with the same start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcessMark {
+    pub pid: u32,
+    /// Clock ticks since boot: field 22 of `/proc/<pid>/stat`, proc_pid_stat(5).
+    pub start_time: u64,
+}
+
+impl ProcessMark {
+    /// The mark of the process that has this pid now.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        Ok(Self {
+            pid,
+            start_time: stat(pid)?.start_time,
+        })
+    }
+
+    /// Whether the process still runs; one that ended but was not yet waited for does not.
+    pub fn is_alive(&self) -> bool {
+        stat(self.pid).is_ok_and(|stat| stat.start_time == self.start_time && !stat.ended)
+    }
+
+    /// SIGKILL, if it is still the same process; then waits for its end. `Ok(false)`: there was none.
+    pub fn kill(&self, timeout: Duration) -> io::Result<bool> {
+        let Some(pidfd) = open_pidfd(self.pid)? else {
+            return Ok(false);
+        };
+        // In this order: if the number was taken over before the open, the start time differs; after it, the
+        // descriptor is of the process that is gone.
+        match stat(self.pid) {
+            Ok(stat) if stat.start_time == self.start_time => {}
+            _ => return Ok(false),
+        }
+        kill_pidfd(&pidfd)?;
+        if wait_pidfd(&pidfd, timeout)? {
+            Ok(true)
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}
+
+struct Stat {
+    start_time: u64,
+    ended: bool,
+}
+
+fn stat(pid: u32) -> io::Result<Stat> {
+    let bytes = fs::read(format!("/proc/{pid}/stat"))?;
+    parse_stat(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The name, in parentheses, may hold anything: what follows the last `)` is fields from the third on.
+fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
+    let mut fields = std::str::from_utf8(&bytes[after..])
+        .ok()?
+        .split_ascii_whitespace();
+    let state = fields.next()?;
+    Some(Stat {
+        ended: matches!(state, "Z" | "X"),
+        start_time: fields.nth(18)?.parse().ok()?,
+    })
+}
+
+/// `None`: no such process.
+pub(crate) fn open_pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(None);
+    };
+    match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// SIGKILL; content if the process is already gone.
+pub(crate) fn kill_pidfd(pidfd: &OwnedFd) -> io::Result<()> {
+    match rustix::process::pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the process ended within `timeout` (a pidfd becomes readable then).
+fn wait_pidfd(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Ends every process of the machine whose directory is `dir`, and waits for them: the undo of a launch whose
+/// supervisor died. Returns how many there were.
+///
+/// A process belongs to the machine if its environment carries [`MACHINE_DIR_VARIABLE`] and either its working directory
+/// is `dir` or the variable names `dir`. Processes of other users, which this one may not look at, are not the machine's.
+pub fn kill_by_mark(dir: &Path) -> Result<usize, VmmError> {
+    let mut killed = 0;
+    // Again until none is found: one may have forked between being listed and being killed.
+    loop {
+        let found = find_marked(dir)?;
+        if found.is_empty() {
+            return Ok(killed);
+        }
+        for (pid, pidfd) in &found {
+            kill_pidfd(pidfd)
+                .map_err(|source| proc_error("cannot end the process", *pid, source))?;
+        }
+        for (pid, pidfd) in &found {
+            let ended = wait_pidfd(pidfd, KILL_TIMEOUT)
+                .map_err(|source| proc_error("cannot wait for the process", *pid, source))?;
+            if !ended {
+                return Err(VmmError::Immortal {
+                    dir: dir.to_owned(),
+                    pid: *pid,
+                    waited: KILL_TIMEOUT,
+                });
+            }
+        }
+        killed += found.len();
+    }
+}
+
+fn proc_error(what: &'static str, pid: u32, source: io::Error) -> VmmError {
+    VmmError::Io {
+        what,
+        path: format!("/proc/{pid}").into(),
+        source,
+    }
+}
+
+fn find_marked(dir: &Path) -> Result<Vec<(u32, OwnedFd)>, VmmError> {
+    let dir_inode = fs::metadata(dir).ok().map(|meta| (meta.dev(), meta.ino()));
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let this = std::process::id();
+    let entries = fs::read_dir("/proc").map_err(|source| VmmError::Io {
+        what: "cannot list the processes",
+        path: "/proc".into(),
+        source,
+    })?;
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        if pid == this {
+            continue;
+        }
+        // Before the looks, so that what is killed is what was looked at, or nothing.
+        let Ok(Some(pidfd)) = open_pidfd(pid) else {
+            continue;
+        };
+        let Some(marked) = marked_dir(pid) else {
+            continue;
+        };
+        let cwd = fs::metadata(format!("/proc/{pid}/cwd"))
+            .ok()
+            .map(|meta| (meta.dev(), meta.ino()));
+        let same_dir = dir_inode.is_some() && cwd == dir_inode;
+        if same_dir || OsStr::from_bytes(&marked) == dir.as_os_str() {
+            found.push((pid, pidfd));
+        }
+    }
+    Ok(found)
+}
+
+/// The variable's value in the environment the process was started with; a zombie has none.
+fn marked_dir(pid: u32) -> Option<Vec<u8>> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    environ.split(|&byte| byte == 0).find_map(|entry| {
+        let value = entry
+            .strip_prefix(MACHINE_DIR_VARIABLE.as_bytes())?
+            .strip_prefix(b"=")?;
+        Some(value.to_vec())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_confuse() {
+        let line = b"42 (a) Z (b) c) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 1 1\n";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!(stat.start_time, 777);
+        assert!(!stat.ended);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_one_that_took_its_number_is_another() {
+        let mark = ProcessMark::of(std::process::id()).unwrap();
+        assert!(mark.is_alive());
+        let stranger = ProcessMark {
+            start_time: mark.start_time + 1,
+            ..mark
+        };
+        assert!(!stranger.is_alive());
+        assert!(!stranger.kill(Duration::ZERO).unwrap());
+    }
+}
