@@ -140,7 +140,8 @@ impl Store {
             notes: part("notes")?,
             locks: part("locks")?,
             tmp: part("tmp")?,
-            tmpfile: options.tmpfile,
+            // Without /proc there is no way to give such a file its name.
+            tmpfile: options.tmpfile && Path::new("/proc/self/fd").is_dir(),
             boot_id: options.boot_id.clone().unwrap_or_else(boot_id),
             in_use: Mutex::new(None),
             unsynced: Mutex::default(),

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fcpipe_engine::{CacheMode, Event, FailureKind, Finished, Outcome, Run, event_channel};
+use fcpipe_engine::{Amount, CacheMode, Event, FailureKind, Finished, Outcome, Run, event_channel};
 
 use crate::kit::{
     Count, Fail, Grow, Hang, Number, Place, Print, See, Sum, Touch, bump, count, log_of,
@@ -457,4 +457,131 @@ fn inputs_that_were_not_declared_can_not_be_read() {
     let see = run.probe("see", See(1));
     let node = run.stage("sneaks", Sneaks(see, Count::default()));
     assert_eq!(run.wait(&node).unwrap_err().kind, FailureKind::Internal);
+}
+
+/// Makes another value each time.
+struct Impure(Count);
+
+impl fcpipe_engine::Stage for Impure {
+    const NAME: &'static str = "impure";
+    const VERSION: u32 = 1;
+    type Output = crate::kit::Big;
+    fn inputs(&self, _: &mut fcpipe_engine::KeyWriter<'_>) {}
+    fn run(&self, _: &fcpipe_engine::Cx) -> Result<crate::kit::Big, fcpipe_engine::Failure> {
+        bump(&self.0);
+        Ok(crate::kit::Big(count(&self.0) as u64))
+    }
+}
+
+#[test]
+fn a_value_that_comes_out_otherwise_than_recorded_is_never_handed_out() {
+    let place = Place::new();
+    let ran = Count::default();
+    let launch = |salt| {
+        let run = place.run();
+        let big = run.stage("impure", Impure(ran.clone()));
+        run.stage(
+            "print",
+            Print {
+                big,
+                salt,
+                ran: Count::default(),
+            },
+        );
+        run.finish().result
+    };
+    launch(0).unwrap();
+    launch(0).unwrap();
+    let failure = launch(1).unwrap_err();
+    assert_eq!(
+        (&*failure.node, failure.kind),
+        ("impure", FailureKind::Internal)
+    );
+    // The record is gone, so this launch starts anew.
+    launch(1).unwrap();
+}
+
+#[test]
+fn work_is_counted_in_the_phase_that_did_it() {
+    struct Counts;
+    impl fcpipe_engine::Stage for Counts {
+        const NAME: &'static str = "counts";
+        const VERSION: u32 = 1;
+        const PHASES: &'static [&'static str] = &["one", "two"];
+        type Output = Number;
+        fn inputs(&self, _: &mut fcpipe_engine::KeyWriter<'_>) {}
+        fn run(&self, cx: &fcpipe_engine::Cx) -> Result<Number, fcpipe_engine::Failure> {
+            let some = |files, bytes_read| Amount {
+                files,
+                bytes_read,
+                bytes_written: 1,
+            };
+            cx.phase("one", || cx.progress(some(1, 10)));
+            std::thread::scope(|scope| {
+                cx.phase("two", || {
+                    for _ in 0..4 {
+                        scope.spawn(|| (0..100).for_each(|_| cx.progress(some(2, 20))));
+                    }
+                });
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            Ok(Number(1))
+        }
+    }
+    let place = Place::new();
+    let run = place.run();
+    run.stage("counts", Counts);
+    let rows = run.finish().receipt.stages;
+    assert_eq!(
+        (rows[0].files, rows[0].bytes_read, rows[0].bytes_written),
+        (1, 10, 1)
+    );
+    assert_eq!(
+        (rows[1].files, rows[1].bytes_read, rows[1].bytes_written),
+        (800, 8000, 400)
+    );
+    assert!(rows[1].wall_us >= 20_000 && rows[0].wall_us < 20_000);
+    assert_eq!(rows[1].deps, ["one"]);
+    assert_eq!(rows[0].key, rows[1].key);
+}
+
+#[test]
+fn undo_ends_what_still_works_and_comes_before_the_workers_end() {
+    let place = Place::new();
+    let file = place.dir.path().join("file");
+    let run = place.run();
+    let touch = run.effect(
+        "touch",
+        Touch {
+            path: file.clone(),
+            after: None,
+        },
+    );
+    run.wait(&touch).unwrap();
+    run.effect(
+        "hang",
+        Hang {
+            go: Arc::default(),
+            threads: Arc::default(),
+        },
+    );
+    assert!(run.undo().is_empty());
+    assert!(!file.exists());
+    assert_eq!(
+        run.finish().result.unwrap_err().kind,
+        FailureKind::Cancelled
+    );
+}
+
+#[test]
+fn a_token_cancelled_from_outside_fails_what_is_added_later() {
+    let place = Place::new();
+    let run = place.run();
+    run.cancel_token().cancel();
+    let see = run.probe("see", See(1));
+    assert_eq!(run.wait(&see).unwrap_err().kind, FailureKind::Cancelled);
+    assert_eq!(
+        run.finish().result.unwrap_err().kind,
+        FailureKind::Cancelled
+    );
 }

@@ -308,3 +308,13 @@ impl Place {
             .count()
     }
 }
+
+/// The seed of a property test: a new one every time, or the one in `FCPIPE_TEST_SEED` (hexadecimal).
+pub(crate) fn seed() -> [u8; 32] {
+    let seed = std::env::var("FCPIPE_TEST_SEED").unwrap_or_else(|_| {
+        let random = std::hash::RandomState::new();
+        format!("{:016x}", std::hash::BuildHasher::hash_one(&random, ()))
+    });
+    println!("FCPIPE_TEST_SEED={seed}");
+    *Digest::of("test seed", &[seed.as_bytes()]).as_bytes()
+}

@@ -1,5 +1,10 @@
 //! The engine from outside. Modules are by subject; `kit` has the steps they use.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should panic")]
+#![allow(clippy::print_stdout, reason = "seeds and skipped tests are told")]
 
 mod graph;
+mod journal;
 mod kit;
+mod model;
+mod processes;
+mod store;

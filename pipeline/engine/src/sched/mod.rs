@@ -2,18 +2,19 @@
 //!
 //! One mutex guards the vectors; it is never held while a step works. Small integers name the nodes.
 
+mod again;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crate::cx::Cx;
 use crate::digest::Key;
 use crate::erased::{Done, Step, Value};
 use crate::event::Outcome;
 use crate::failure::{Failure, FailureKind};
-use crate::graph::{Node, NodeId};
+use crate::graph::NodeId;
 use crate::key::{KeyWriter, Keyed, Manifest, Sort};
 use crate::receipt::Row;
 use crate::rows::Rows;
@@ -461,77 +462,6 @@ impl Shared {
                 Err(why.unwrap_or_else(|| Failure::cancelled(entry.id.clone(), "cancelled")))
             }
         }
-    }
-
-    /// The value of a node that is done.
-    pub(crate) fn typed_value<T: Send + Sync + 'static>(
-        self: &Arc<Self>,
-        node: &Node<T>,
-    ) -> Result<Arc<T>, Failure> {
-        let index = self.own(node.id());
-        let value = self.value(index)?;
-        value.downcast().map_err(|_| {
-            Failure::new(
-                self.name_at(index),
-                FailureKind::Internal,
-                "the value has another type",
-                None,
-            )
-        })
-    }
-
-    fn value(self: &Arc<Self>, index: usize) -> Result<Value, Failure> {
-        let mut state = self.state();
-        loop {
-            let entry = &mut state.nodes[index];
-            if let Some(value) = &entry.value {
-                return Ok(Arc::clone(value));
-            }
-            if !entry.making {
-                entry.making = true;
-                break;
-            }
-            state = self.wait_changed(state);
-        }
-        drop(state);
-        let result = self.make_again(index);
-        let mut state = self.state();
-        let entry = &mut state.nodes[index];
-        entry.making = false;
-        if let Ok(value) = &result {
-            entry.value = Some(Arc::clone(value));
-        }
-        self.sched.done.notify_all();
-        result
-    }
-
-    /// Runs a stage that was a hit, because a consumer needs what its record doesn't keep.
-    fn make_again(self: &Arc<Self>, index: usize) -> Result<Value, Failure> {
-        let state = self.state();
-        let entry = &state.nodes[index];
-        let (step, rows, key, expected) = (
-            Arc::clone(&entry.step),
-            Arc::clone(&entry.rows),
-            entry.key,
-            entry.identity.clone(),
-        );
-        drop(state);
-        let wrong =
-            |subject: &str| Failure::new(self.name_at(index), FailureKind::Internal, subject, None);
-        let (Some(key), Some(expected)) = (key, expected) else {
-            return Err(wrong("there is no value"));
-        };
-        let start = Instant::now();
-        let cx = self.cx(index, key, Keep::Scratch, true);
-        let (value, identity) = self.guarded(index, || step.again(&cx))?;
-        rows.made_again(start.elapsed(), &self.events);
-        if identity != expected {
-            // The record can't be right for this program: whatever follows from it would be wrong too.
-            let _ = self.store.forget(&key);
-            return Err(wrong("it came out otherwise than its record says")
-                .hint("the record was removed, so the next run is right; please report this"));
-        }
-        Ok(value)
     }
 
     pub(crate) fn name_of(&self, id: NodeId) -> Arc<str> {

@@ -1,0 +1,273 @@
+//! What is made on the host is gone in the end, whoever has to see to it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fcpipe_engine::{LaunchDir, LaunchDirError, UndoTable, recover};
+
+use crate::kit::{Place, Touch, log_of};
+
+fn table() -> UndoTable {
+    UndoTable::new().with::<Touch>()
+}
+
+/// A dead launch's directory with this journal.
+fn dead(place: &Place, id: &str, journal: &str) {
+    let dir = place.state().join(id);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("lock"), "").unwrap();
+    fs::write(dir.join("journal"), journal).unwrap();
+}
+
+fn line(place: &Place, seq: u64, effect: &str, file: &str) -> String {
+    let path = place.dir.path().join(file);
+    format!(
+        r#"{{"made":{{"seq":{seq},"node":"n:{file}","effect":"{effect}","entry":{{"path":{path:?}}}}}}}"#
+    ) + "\n"
+}
+
+#[test]
+fn recover_undoes_in_reverse_what_was_not_undone() {
+    let place = Place::new();
+    let made = [
+        line(&place, 0, "touch", "a"),
+        line(&place, 1, "touch", "b"),
+        line(&place, 2, "touch", "c"),
+    ];
+    fs::write(place.dir.path().join("a"), "").unwrap();
+    dead(
+        &place,
+        "d1",
+        &format!("{}{}{}{{\"undone\":1}}\n", made[0], made[1], made[2]),
+    );
+    let recovered = recover(&place.state(), &table()).unwrap();
+    assert_eq!(
+        (recovered.launches, recovered.undone, recovered.left.len()),
+        (vec!["d1".to_owned()], 2, 0)
+    );
+    assert_eq!(
+        fs::read_to_string(log_of(&place.dir.path().join("a"))).unwrap(),
+        "c\na\n"
+    );
+    assert!(!place.dir.path().join("a").exists());
+    assert!(!place.state().join("d1").exists());
+}
+
+#[test]
+fn row_33_a_journal_may_end_anywhere() {
+    let place = Place::new();
+    let whole = line(&place, 0, "touch", "a");
+    let second = line(&place, 1, "touch", "b");
+    for cut in 0..second.len() {
+        let _ = fs::remove_file(place.dir.path().join("log"));
+        dead(&place, "d", &format!("{whole}{}", &second[..cut]));
+        let recovered = recover(&place.state(), &table()).unwrap();
+        assert_eq!(
+            (recovered.undone, recovered.left.len()),
+            (1, 0),
+            "cut at {cut}"
+        );
+        assert!(!place.state().join("d").exists());
+    }
+}
+
+#[test]
+fn what_can_not_be_undone_is_told_and_tried_again() {
+    let place = Place::new();
+    let stuck = place.dir.path().join("b.stuck");
+    fs::write(&stuck, "").unwrap();
+    let journal = [
+        line(&place, 0, "touch", "a"),
+        line(&place, 1, "levitate", "x"),
+        line(&place, 2, "touch", "b"),
+    ];
+    // The last line has no end: what is appended must not run into it.
+    dead(&place, "d", &format!("{}{{\"made\":", journal.concat()));
+    let recovered = recover(&place.state(), &table()).unwrap();
+    assert_eq!((recovered.launches.len(), recovered.undone), (0, 1));
+    let left: Vec<_> = recovered
+        .left
+        .iter()
+        .map(|l| (l.effect.as_str(), l.node.as_str()))
+        .collect();
+    assert_eq!(left, [("touch", "n:b"), ("levitate", "n:x")]);
+
+    fs::remove_file(&stuck).unwrap();
+    let recovered = recover(&place.state(), &table()).unwrap();
+    assert_eq!(
+        (
+            recovered.launches.len(),
+            recovered.undone,
+            recovered.left.len()
+        ),
+        (0, 1, 1)
+    );
+    // An undo that a newer program knows.
+    let journal = fs::read_to_string(place.state().join("d/journal"))
+        .unwrap()
+        .replace("levitate", "touch");
+    fs::write(place.state().join("d/journal"), journal).unwrap();
+    let recovered = recover(&place.state(), &table()).unwrap();
+    assert_eq!(
+        (
+            recovered.launches.len(),
+            recovered.undone,
+            recovered.left.len()
+        ),
+        (1, 1, 0)
+    );
+    assert_eq!(
+        fs::read_to_string(place.dir.path().join("log")).unwrap(),
+        "a\nb\nx\n"
+    );
+}
+
+#[test]
+fn a_failed_undo_at_the_end_is_told_and_keeps_the_directory() {
+    let place = Place::new();
+    let file = place.dir.path().join("f");
+    fs::write(file.with_extension("stuck"), "").unwrap();
+    let run = place.run();
+    let touch = run.effect(
+        "touch",
+        Touch {
+            path: file.clone(),
+            after: None,
+        },
+    );
+    run.wait(&touch).unwrap();
+    let finished = run.finish();
+    finished.result.unwrap();
+    assert_eq!(finished.not_undone.len(), 1);
+    assert_eq!(finished.not_undone[0].why.to_string(), "stuck");
+    assert!(matches!(
+        finished.launch.unwrap().remove(),
+        Err(LaunchDirError::NotUndone { .. })
+    ));
+    assert!(place.state().join("l0/journal").exists() && file.exists());
+}
+
+#[test]
+fn a_run_that_is_dropped_undoes_and_removes_its_directory() {
+    let place = Place::new();
+    let file = place.dir.path().join("f");
+    let run = place.run();
+    let touch = run.effect(
+        "touch",
+        Touch {
+            path: file.clone(),
+            after: None,
+        },
+    );
+    run.wait(&touch).unwrap();
+    assert!(file.exists());
+    drop(run);
+    assert!(!file.exists() && !place.state().join("l0").exists());
+}
+
+#[test]
+fn a_launch_that_lives_is_left_alone() {
+    let place = Place::new();
+    let file = place.dir.path().join("f");
+    let run = place.run();
+    let touch = run.effect(
+        "touch",
+        Touch {
+            path: file.clone(),
+            after: None,
+        },
+    );
+    run.wait(&touch).unwrap();
+    let recovered = recover(&place.state(), &table()).unwrap();
+    assert_eq!(
+        (
+            recovered.launches.len(),
+            recovered.undone,
+            recovered.left.len()
+        ),
+        (0, 0, 0)
+    );
+    assert!(file.exists());
+    run.finish().result.unwrap();
+}
+
+#[test]
+fn many_recoverers_undo_everything_once() {
+    let place = Place::new();
+    for launch in 0..40 {
+        let lines: String = (0..5)
+            .map(|i| line(&place, i, "touch", &format!("f{launch}.{i}")))
+            .collect();
+        dead(&place, &format!("d{launch}"), &lines);
+    }
+    let (state, table) = (place.state(), table());
+    let undone: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| recover(&state, &table).unwrap()))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                let recovered = thread.join().unwrap();
+                assert!(recovered.left.is_empty(), "{:?}", recovered.left);
+                recovered.undone
+            })
+            .sum()
+    });
+    assert_eq!(undone, 200);
+    assert_eq!(
+        fs::read_to_string(place.dir.path().join("log"))
+            .unwrap()
+            .lines()
+            .count(),
+        200
+    );
+    assert_eq!(
+        fs::read_dir(&state).unwrap().count(),
+        1,
+        "only the lock of the state directory is left"
+    );
+}
+
+#[test]
+fn a_claim_is_never_taken_for_dead() {
+    let place = Place::new();
+    let (state, table) = (place.state(), table());
+    fs::create_dir(&state).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let recoverers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let recovered = recover(&state, &table).unwrap();
+                        assert!(recovered.left.is_empty(), "{:?}", recovered.left);
+                    }
+                })
+            })
+            .collect();
+        let claimers: Vec<_> = ["one", "two"]
+            .map(|id| {
+                let state = &state;
+                scope.spawn(move || {
+                    for _ in 0..300 {
+                        // The id is free again as soon as `remove` has returned.
+                        let launch = LaunchDir::claim(state, id).unwrap();
+                        std::thread::yield_now();
+                        let by_path = fs::metadata(launch.path().join("lock")).unwrap();
+                        let held = rustix::fs::fstat(launch.lock_fd()).unwrap();
+                        assert_eq!(by_path.ino(), held.st_ino);
+                        launch.remove().unwrap();
+                    }
+                })
+            })
+            .into();
+        let results: Vec<_> = claimers.into_iter().map(|claimer| claimer.join()).collect();
+        stop.store(true, Ordering::Relaxed);
+        recoverers
+            .into_iter()
+            .for_each(|recoverer| recoverer.join().unwrap());
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+}
