@@ -97,10 +97,6 @@ pub(crate) fn unpack(path: &Path, image: &[u8]) -> Result<BzImage, KernelError> 
             found: "32-bit x86".to_owned(),
         });
     }
-    let release = version_string(image, &header)
-        .and_then(Release::first_word)
-        .ok_or_else(|| corrupt("its header has no version string".to_owned()))?;
-
     // Zero means four, for images from before the field was honest.
     let setup_sects = match header.setup_sects {
         0 => 4,
@@ -115,6 +111,9 @@ pub(crate) fn unpack(path: &Path, image: &[u8]) -> Result<BzImage, KernelError> 
             image.len()
         ))
     })?;
+    let release = version_string(image, &header)
+        .and_then(Release::first_word)
+        .ok_or_else(|| corrupt("its header has no version string".to_owned()))?;
     let vmlinux = unpack_payload(path, payload)?;
     Ok(BzImage { release, vmlinux })
 }

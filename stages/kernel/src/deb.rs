@@ -36,7 +36,7 @@ pub(crate) fn read(path: &Path, file: &File, spool: &Path) -> Result<Package, Ke
         other => {
             return Err(KernelError::WrongArch {
                 path: path.to_owned(),
-                found: other.as_bstr().to_string(),
+                found: other.escape_ascii().to_string(),
             });
         }
     }
@@ -52,8 +52,9 @@ pub(crate) fn read(path: &Path, file: &File, spool: &Path) -> Result<Package, Ke
     let Some((_, kernel)) = unpacker.kernel else {
         return Err(KernelError::NoKernelInPackage {
             path: path.to_owned(),
-            package: control.package.as_bstr().to_string(),
+            package: control.package.escape_ascii().to_string(),
             depends: kernel_packages(&control.depends),
+            has_modules: !unpacker.trees.is_empty(),
         });
     };
     Ok(Package {
@@ -262,6 +263,8 @@ fn for_each_entry(
             content: &mut entry,
         })?;
     }
+    // To the end, past the tar's own: only there do the compressions check their sums.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(unreadable)?;
     Ok(())
 }
 

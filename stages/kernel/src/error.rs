@@ -90,7 +90,7 @@ pub enum KernelError {
         why: &'static str,
     },
     /// A package without a kernel; a meta package names the one that has it.
-    #[error("package {package} ({}) holds no kernel{}", path.display(), depends_hint(depends))]
+    #[error("package {package} ({}) holds no kernel{}", path.display(), package_hint(depends, *has_modules))]
     NoKernelInPackage {
         /// The file.
         path: PathBuf,
@@ -98,6 +98,8 @@ pub enum KernelError {
         package: String,
         /// The kernel packages it depends on.
         depends: Vec<String>,
+        /// Whether it has modules.
+        has_modules: bool,
     },
     /// The directory given as modules is not `lib/modules/<release>`.
     #[error("{} is no modules directory: {why}", path.display())]
@@ -116,6 +118,14 @@ pub enum KernelError {
         names: Vec<String>,
         /// Whether modules came with the kernel.
         modules_given: bool,
+    },
+    /// A module that the caller asked for beyond the list.
+    #[error("kernel {release} has no module {name}")]
+    NoSuchModule {
+        /// The kernel's release.
+        release: String,
+        /// The name as it was asked for.
+        name: String,
     },
     /// A module asks for one that is nowhere.
     #[error("module {module} needs {dependency}, which is neither a file in {} nor built in", path.display())]
@@ -181,8 +191,10 @@ pub enum KernelError {
     BadGuest(&'static str),
 }
 
-fn depends_hint(depends: &[String]) -> String {
-    if depends.is_empty() {
+fn package_hint(depends: &[String], has_modules: bool) -> String {
+    if has_modules {
+        ", only modules: unpack it, and import the kernel with --modules".to_owned()
+    } else if depends.is_empty() {
         String::new()
     } else {
         format!(

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use bstr::ByteSlice;
-
 use crate::bzimage;
 use crate::deb;
 use crate::elf;
@@ -142,7 +140,7 @@ fn own_tree(
         Some(at) => Ok(Some(trees.swap_remove(at).1)),
         None => Err(KernelError::WrongRelease {
             path: path.to_owned(),
-            found: trees[0].0.as_bstr().to_string(),
+            found: trees[0].0.escape_ascii().to_string(),
             release: release.to_string(),
         }),
     }

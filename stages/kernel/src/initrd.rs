@@ -8,7 +8,9 @@
 //! | `/dev/console` | 5:1, which the kernel opens for init before anything is mounted |
 //! | `/dev` `/proc` `/sys` `/newroot` | empty, to mount on |
 //!
-//! It is not compressed: see `initrd` for the figures.
+//! It is not compressed. Measured with QEMU's TCG, Debian's 6.1 and a 3 MiB initrd, medians of 7 boots
+//! from exec to exit: plain 1.81 s, lz4 1.92 s, gzip 1.92 s, zstd 1.91 s. Handing over 3 MiB costs
+//! nothing; unpacking them on an emulated processor does.
 
 use std::io::{self, Write};
 

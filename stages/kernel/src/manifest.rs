@@ -87,7 +87,8 @@ impl Manifest {
         manifest
     }
 
-    /// blake3 over release, image digests, and modules in order: what decides how a guest boots.
+    /// blake3 over release, image digests, modules in order and what is known to be built in: what
+    /// decides how a guest boots.
     /// How the kernel came here (package or loose files, when, under what name) does not count.
     fn content_digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_derive_key(DIGEST_CONTEXT);
@@ -105,6 +106,9 @@ impl Manifest {
         for module in &self.modules {
             field(module.name.as_bytes());
             field(module.file.digest.as_bytes());
+        }
+        for name in &self.builtin {
+            field(name.as_bytes());
         }
         hasher.finalize()
     }
@@ -160,6 +164,15 @@ impl Manifest {
         }
         if manifest.content_digest() != manifest.digest {
             return Err(damaged("its digest does not fit its content".to_owned()));
+        }
+        if dir
+            .file_name()
+            .is_none_or(|name| name != manifest.id().as_str())
+        {
+            return Err(damaged(format!(
+                "its directory should be {}",
+                manifest.id()
+            )));
         }
         Ok(manifest)
     }

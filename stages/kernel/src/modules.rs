@@ -4,8 +4,10 @@
 //! the pure part, a depth-first walk over names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bstr::ByteSlice;
@@ -146,10 +148,12 @@ impl ModuleTree {
 
     /// Reads, unpacks and examines one module.
     fn load(&self, name: &str, release: &Release) -> Result<Option<Loaded>, KernelError> {
-        let Some((_, path)) = self.files.get(name) else {
+        let Some(((_, relative), file)) = self.files.get(name) else {
             return Ok(None);
         };
-        let file = File::open(path).map_err(io_error("open", path))?;
+        // A package's modules are spooled under names that mean nothing to anybody.
+        let path = &self.origin.join(OsStr::from_bytes(relative));
+        let file = File::open(file).map_err(io_error("open", path))?;
         let raw = read_file(path, &file, MAX_MODULE, "a module")?;
         let bytes = match Codec::sniff(&raw) {
             None => raw,
@@ -163,7 +167,7 @@ impl ModuleTree {
         if info.release != release.as_str().as_bytes() {
             return Err(KernelError::WrongRelease {
                 path: path.clone(),
-                found: info.release.as_bstr().to_string(),
+                found: info.release.escape_ascii().to_string(),
                 release: release.to_string(),
             });
         }
@@ -271,7 +275,12 @@ pub(crate) fn choose(
             Some(name) if tree.is_builtin(&name) => {
                 builtin.insert(name);
             }
-            _ => missing.push(name.clone()),
+            _ => {
+                return Err(KernelError::NoSuchModule {
+                    release: release.to_string(),
+                    name: name.clone(),
+                });
+            }
         }
     }
     if !have_transport {

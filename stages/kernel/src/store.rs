@@ -35,7 +35,7 @@ pub struct Kernel {
     pub id: String,
     /// As `uname -r` prints it in the guest.
     pub release: String,
-    /// blake3 over the digests of image and modules, in order.
+    /// blake3 over the digests of images and modules, in order, and over what is built in.
     pub digest: blake3::Hash,
     /// The boot image as given; `None` if a `vmlinux` was imported.
     pub bzimage: Option<PathBuf>,
