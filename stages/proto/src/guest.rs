@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::PROTOCOL;
@@ -22,14 +23,18 @@ pub struct Connection {
 
 impl Connection {
     /// Shakes hands. The answer goes out whether the host fits or not, so that it can say what
-    /// does not.
+    /// does not. `me` is asked once a host has spoken: `None` where another one is being served.
     ///
     /// # Errors
-    /// [`ProtoError::Version`] or [`ProtoError::BootId`] when it does not fit; what
-    /// [`Frame::read`] says of a host that says something else.
-    pub fn accept<S: Stream>(mut stream: S, me: &HelloReply) -> Result<Self, ProtoError> {
+    /// [`ProtoError::Version`] or [`ProtoError::BootId`] when it does not fit; [`ProtoError::Busy`]
+    /// when `me` said so; what [`Frame::read`] says of a host that says something else.
+    pub fn accept<S: Stream>(
+        mut stream: S,
+        me: impl FnOnce() -> Option<HelloReply>,
+    ) -> Result<Self, ProtoError> {
         let option = |e| ProtoError::io("setting the connection's timeout", &e);
         stream.set_read_timeout(Some(HELLO)).map_err(option)?;
+        stream.set_write_timeout(Some(HELLO)).map_err(option)?;
         let first = Frame::read(&mut stream, MAX_CONTROL_FROM_HOST)?.ok_or(ProtoError::Closed)?;
         let Frame::Control(json) = first else {
             return Err(ProtoError::broken("it did not begin with a hello"));
@@ -37,34 +42,31 @@ impl Connection {
         let HostMessage::Hello(hello) = message::parse(&json)? else {
             return Err(ProtoError::broken("it did not begin with a hello"));
         };
+        let Some(me) = me() else {
+            say(&mut stream, &GuestMessage::Busy)?;
+            return Err(ProtoError::Busy);
+        };
         say(&mut stream, &GuestMessage::Hello(me.clone()))?;
         if hello.protocol != PROTOCOL {
             return Err(ProtoError::Version {
                 host: hello.protocol,
                 guest: PROTOCOL,
-                guest_program: me.program.clone(),
+                guest_program: me.program,
             });
         }
         if hello.boot_id != me.boot_id {
             return Err(ProtoError::BootId {
-                expected: me.boot_id.clone(),
+                expected: me.boot_id,
                 got: hello.boot_id,
             });
         }
         stream.set_read_timeout(None).map_err(option)?;
+        stream.set_write_timeout(None).map_err(option)?;
         let mux = Mux::new(&stream, Side::Guest, MAX_CONTROL_FROM_GUEST)?;
         Ok(Connection {
             mux,
             from: Box::new(stream),
         })
-    }
-
-    /// Tells a host that another one is being served, and ends the connection.
-    pub fn refuse<S: Stream>(mut stream: S) {
-        // A host that has gone needs no answer.
-        let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
-        let _ = say(&mut stream, &GuestMessage::Busy);
-        stream.shutdown();
     }
 
     /// The next request. Frames about streams are handled on the way; nothing here waits but for
@@ -107,11 +109,22 @@ impl Connection {
         &self.mux
     }
 
-    /// Ends the connection once all that was sent has gone out, or `patience` is over.
-    pub fn finish(self, patience: Duration) {
-        // Whether or not all went out, there is no more to do.
-        let _ = self.mux.flush(Instant::now() + patience);
-        self.mux.end(ProtoError::Ended);
+    /// Waits until all that was sent has gone out and the host has hung up, or `patience` is
+    /// over: the machine may be reset then.
+    pub fn finish(mut self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        // Whether or not all went out in time, there is no more to do.
+        let _ = self.mux.flush(deadline);
+        let mux = Arc::clone(&self.mux);
+        let timer = thread::Builder::new()
+            .name("proto-finish".to_owned())
+            .spawn(move || {
+                thread::sleep(patience);
+                mux.end(ProtoError::Ended);
+            });
+        if timer.is_ok() {
+            while self.request().is_ok() {}
+        }
     }
 }
 

@@ -149,7 +149,10 @@ impl Session {
         self.shared
             .mux
             .send(&HostMessage::Shutdown, "the shutdown")?;
-        self.answer(deadline, "the shutdown", |state| state.stopped.map(Ok))
+        let clean = self.answer(deadline, "the shutdown", |state| state.stopped.map(Ok))?;
+        // The agent waits for this before it resets the machine, so that its answer arrives.
+        self.close();
+        Ok(clean)
     }
 
     /// Why the connection ended, if it has.

@@ -1,0 +1,306 @@
+//! The agent: one VM's container, and the host's requests about it.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fcpipe_proto::guest::Connection;
+use fcpipe_proto::message::{GuestMessage, HelloReply, HostMessage, Start};
+use fcpipe_proto::mux::Mux;
+use fcpipe_proto::{Failure, FailureKind, GuestConfig, PROTOCOL, ProcessId, ProtoError};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::cgroup::Cgroup;
+use crate::console::say;
+use crate::handoff::Container;
+use crate::processes::Processes;
+use crate::root::Root;
+use crate::spawn::{self, Place};
+use crate::sys;
+
+/// How long killed processes may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// What the agent finds itself in: a VM, or a test.
+pub struct Settings {
+    pub boot_id: String,
+    /// This program, to run again as a container process.
+    pub program: PathBuf,
+    /// The directory below which the container's root is mounted.
+    pub base: PathBuf,
+    /// The device of a disk by its number; `None` for numbers that no disk has.
+    pub disk: Box<dyn Fn(u32) -> Option<PathBuf> + Send + Sync>,
+    pub cgroup: Option<Cgroup>,
+}
+
+/// The agent's state, shared by its threads.
+pub struct Agent {
+    pub(crate) settings: Settings,
+    pub(crate) processes: Processes,
+    container: Mutex<ContainerState>,
+    /// The connection that is served: one at a time.
+    session: Mutex<Session>,
+}
+
+#[derive(Default)]
+enum ContainerState {
+    #[default]
+    None,
+    Ready {
+        root: Root,
+        config: Box<GuestConfig>,
+    },
+    Over,
+}
+
+enum Session {
+    /// Nobody is served since then.
+    None(Instant),
+    /// Somebody shakes hands.
+    Claimed,
+    Served(Arc<Mux>),
+}
+
+/// What became of a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ended; another may come.
+    Lost(ProtoError),
+    /// It asked for the end, and that is done: the machine is to be reset.
+    Shutdown,
+}
+
+impl Agent {
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Agent {
+            settings,
+            processes: Processes::default(),
+            container: Mutex::default(),
+            session: Mutex::new(Session::None(Instant::now())),
+        }
+    }
+
+    /// Starts the thread that waits for every process that ends.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn start_reaper(self: &Arc<Self>) -> io::Result<()> {
+        let agent = Arc::clone(self);
+        let thread = thread::Builder::new().name("reaper".to_owned());
+        thread.spawn(move || {
+            agent.processes.reap(|process, status| {
+                if let Session::Served(mux) = &*agent.session() {
+                    // A host that has gone learns it no more.
+                    let _ = mux.send(&GuestMessage::Exited { process, status }, "an exit");
+                }
+            });
+        })?;
+        Ok(())
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn container(&self) -> MutexGuard<'_, ContainerState> {
+        self.container
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long nobody has been served.
+    #[must_use]
+    pub fn alone_for(&self) -> Option<Duration> {
+        match &*self.session() {
+            Session::None(since) => Some(since.elapsed()),
+            Session::Claimed | Session::Served(_) => None,
+        }
+    }
+
+    /// Serves one connection to its end. While another is being served, it is refused.
+    pub fn serve_one<S: fcpipe_proto::Stream>(self: &Arc<Self>, stream: S) -> Outcome {
+        let mut claimed = false;
+        let accepted = Connection::accept(stream, || {
+            claimed = self.claim();
+            claimed.then(|| self.hello())
+        });
+        let outcome = match accepted {
+            Ok(connection) => {
+                *self.session() = Session::Served(Arc::clone(connection.mux()));
+                self.serve_requests(connection)
+            }
+            Err(e) => Outcome::Lost(e),
+        };
+        if claimed {
+            *self.session() = Session::None(Instant::now());
+        }
+        outcome
+    }
+
+    fn claim(&self) -> bool {
+        let mut session = self.session();
+        let free = matches!(*session, Session::None(_));
+        if free {
+            *session = Session::Claimed;
+        }
+        free
+    }
+
+    fn hello(&self) -> HelloReply {
+        HelloReply {
+            protocol: PROTOCOL,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: self.settings.boot_id.clone(),
+            configured: !matches!(*self.container(), ContainerState::None),
+            running: self.processes.running(),
+        }
+    }
+
+    fn serve_requests(self: &Arc<Self>, mut connection: Connection) -> Outcome {
+        loop {
+            let request = match connection.request() {
+                Ok(request) => request,
+                Err(e) => return Outcome::Lost(e),
+            };
+            let handled = match request {
+                HostMessage::Configure(config) => {
+                    connection.answer(&match self.configure(config) {
+                        Ok(()) => GuestMessage::Configured,
+                        Err(failure) => GuestMessage::ConfigureFailed { failure },
+                    })
+                }
+                HostMessage::Start(start) => self.start(&connection, *start),
+                HostMessage::Signal {
+                    request,
+                    process,
+                    signal,
+                    all,
+                } => {
+                    let outcome = self.processes.signal(process, signal, all);
+                    connection.answer(&GuestMessage::Signalled { request, outcome })
+                }
+                HostMessage::Shutdown => {
+                    let clean = self.end();
+                    // Without a host the machine is reset as well.
+                    let _ = connection.answer(&GuestMessage::Stopped { clean });
+                    connection.finish(Duration::from_secs(1));
+                    return Outcome::Shutdown;
+                }
+                HostMessage::Hello(_) | HostMessage::Ping => Ok(()),
+            };
+            if let Err(e) = handled {
+                return Outcome::Lost(e);
+            }
+        }
+    }
+
+    fn configure(&self, config: Box<GuestConfig>) -> Result<(), Failure> {
+        let mut container = self.container();
+        if !matches!(*container, ContainerState::None) {
+            return Err(refusal("this boot has its configuration already"));
+        }
+        if let Some(clock) = &config.wall_clock {
+            let time = Timespec {
+                tv_sec: clock.seconds,
+                tv_nsec: i64::from(clock.nanoseconds),
+            };
+            if let Err(e) = clock_settime(ClockId::Realtime, time) {
+                say(&format!("the clock stays as it is: {e}"));
+            }
+        }
+        if let Some(digits) = &config.entropy
+            && let Err(e) = add_entropy(digits)
+        {
+            say(&format!("no entropy from the host: {e}"));
+        }
+        let number = config.root.disk;
+        let disk = (self.settings.disk)(number)
+            .ok_or_else(|| refusal(&format!("there is no disk {number}")))?;
+        let root = Root::mount(&self.settings.base, disk, &config.root)?;
+        *container = ContainerState::Ready { root, config };
+        Ok(())
+    }
+
+    fn start(self: &Arc<Self>, connection: &Connection, start: Start) -> Result<(), ProtoError> {
+        let id = start.id;
+        match self.place(&start) {
+            Ok(place) => spawn::spawn(self, connection.mux(), start, place),
+            Err(failure) => spawn::refuse(connection.mux(), id, failure),
+        }
+    }
+
+    fn place(&self, start: &Start) -> Result<Place, Failure> {
+        if start.process.terminal {
+            return Err(refusal("this guest has no terminals"));
+        }
+        if start.id != ProcessId::INIT {
+            let init = self.processes.init();
+            return init
+                .map(Place::Beside)
+                .ok_or_else(|| refusal("the container does not run"));
+        }
+        let container = match &*self.container() {
+            ContainerState::Ready { root, config } => Container {
+                root: root.path().to_owned(),
+                config: (**config).clone(),
+            },
+            _ => return Err(refusal("the container has no root")),
+        };
+        if !self.processes.claim_init() {
+            return Err(refusal("the container has run its first process already"));
+        }
+        Ok(Place::New(Box::new(container)))
+    }
+
+    /// Ends the container and writes everything back; `true` when that worked.
+    pub fn end(&self) -> bool {
+        let ended = self.processes.end_all(Instant::now() + END);
+        if let Some(cgroup) = &self.settings.cgroup {
+            cgroup.kill();
+        }
+        let container = std::mem::replace(&mut *self.container(), ContainerState::Over);
+        match container {
+            ContainerState::Ready { root, .. } => root.release() && ended,
+            ContainerState::None | ContainerState::Over => ended,
+        }
+    }
+}
+
+fn refusal(why: &str) -> Failure {
+    Failure::new(FailureKind::Protocol, None, why)
+}
+
+fn add_entropy(digits: &str) -> io::Result<()> {
+    let bytes = from_hex(digits).ok_or(io::ErrorKind::InvalidData)?;
+    let random = OpenOptions::new().write(true).open("/dev/urandom")?;
+    sys::credit_entropy(random.as_fd(), &bytes)
+}
+
+fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    if !digits.len().is_multiple_of(2) || digits.len() > sys::MAX_ENTROPY * 2 {
+        return None;
+    }
+    let digit = |d: &u8| char::from(*d).to_digit(16);
+    let pairs = digits.as_bytes().chunks_exact(2);
+    pairs
+        .map(|pair| u8::try_from(digit(&pair[0])? * 16 + digit(&pair[1])?).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_digits_are_read() {
+        assert_eq!(from_hex("00fFa0"), Some(vec![0, 255, 160]));
+        assert_eq!(from_hex("0"), None);
+        assert_eq!(from_hex("0x"), None);
+        assert_eq!(from_hex(&"0".repeat(1026)), None);
+    }
+}

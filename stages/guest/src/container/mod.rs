@@ -1,0 +1,146 @@
+//! A container process before it is the program that was asked for.
+//!
+//! The agent runs this program again, in a new PID namespace for the container's first process
+//! and in the container's for the others. Here is no other thread, so that namespaces, ids and
+//! limits can be changed for the whole process by plain calls. Whatever fails is reported to the
+//! agent ([`crate::handoff`]) and ends the process; the order of the steps is runc's.
+
+mod devices;
+mod exec;
+mod mounts;
+mod options;
+pub mod resolve;
+mod user;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use fcpipe_proto::{Failure, FailureKind, GuestConfig, Process};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount_change, mount_remount, unmount,
+};
+use rustix::process::{fchdir, pivot_root, umask};
+
+use crate::handoff::{self, Container, Orders, Report};
+use crate::sys;
+
+/// The argument that makes this program a container process.
+pub const ARGUMENT: &str = "container-process";
+
+/// A container process's life, as far as it is ours.
+#[must_use]
+pub fn main() -> ExitCode {
+    // The agent's socket is moved out of the way of standard input, and closes on execve(2).
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
+        return ExitCode::FAILURE;
+    };
+    let mut control = UnixStream::from(control);
+    let Ok(Some((orders, fds))) = handoff::receive::<Orders>(&mut control) else {
+        return ExitCode::FAILURE;
+    };
+    let Err(failure) = become_program(orders, fds, &mut control);
+    // Without an agent nobody wants to know.
+    let _ = handoff::send(&mut control, &Report::Failed(failure), &[]);
+    ExitCode::FAILURE
+}
+
+fn become_program(
+    orders: Orders,
+    fds: Vec<OwnedFd>,
+    control: &mut UnixStream,
+) -> Result<std::convert::Infallible, Failure> {
+    let Orders { process, container } = orders;
+    let mut fds = fds.into_iter();
+    let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
+        return Err(setup("its standard streams did not come"));
+    };
+    // While /proc is the agent's. It is inherited, and the agent's is the lowest there is.
+    let score = process.oom_score_adj.unwrap_or(0).to_string();
+    fs::write("/proc/self/oom_score_adj", score).map_err(|e| failed(None, "its OOM score", e))?;
+    match container {
+        Some(container) => enter_new(&container, &process)?,
+        None => enter_running(&fds.next().ok_or_else(|| setup("no container to join"))?)?,
+    }
+    rustix::process::setsid().map_err(|e| failed(None, "a new session", e))?;
+    rustix::stdio::dup2_stdin(&stdin).map_err(|e| failed(None, "standard input", e))?;
+    rustix::stdio::dup2_stdout(&stdout).map_err(|e| failed(None, "standard output", e))?;
+    rustix::stdio::dup2_stderr(&stderr).map_err(|e| failed(None, "standard error", e))?;
+    let home = user::become_user(&process)?;
+    sys::reset_signals();
+    sys::close_on_exec_from_3().map_err(|e| failed(None, "closing descriptors", e))?;
+    exec::exec(&process, &home, control)
+}
+
+/// Makes the container around this process, its PID 1.
+fn enter_new(container: &Container, process: &Process) -> Result<(), Failure> {
+    let Container { root, config } = container;
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWCGROUP;
+    unshare(namespaces).map_err(|e| failed(None, "new namespaces", e))?;
+    set_names(config)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(|e| failed(Some("/"), "making mounts private", e))?;
+
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root_fd = rustix::fs::openat(CWD, root, flags, Mode::empty())
+        .map_err(|e| failed(Some("/"), "opening the root", e))?;
+    // Modes of what is made here are meant as they are written.
+    umask(Mode::empty());
+    for mount in &config.mounts {
+        mounts::make(root_fd.as_fd(), mount)?;
+    }
+    devices::make(root_fd.as_fd(), config)?;
+    mounts::finish(root_fd.as_fd(), &config.mounts)?;
+    resolve::make_dir(root_fd.as_fd(), &process.cwd)
+        .map_err(|e| failed(Some(&process.cwd), "the working directory", e))?;
+
+    if config.root.readonly {
+        let flags = MountFlags::BIND | MountFlags::RDONLY;
+        mount_remount(resolve::path_of(root_fd.as_fd()), flags, c"")
+            .map_err(|e| failed(Some("/"), "making the root read-only", e))?;
+    }
+    fchdir(&root_fd).map_err(|e| failed(Some("/"), "entering the root", e))?;
+    // pivot_root(2), "pivot_root(".", ".")": the old root lies on top of the new one, and is
+    // taken away from there.
+    pivot_root(".", ".").map_err(|e| failed(Some("/"), "changing the root", e))?;
+    unmount(".", UnmountFlags::DETACH)
+        .map_err(|e| failed(Some("/"), "leaving the agent's root", e))?;
+    std::env::set_current_dir("/").map_err(|e| failed(Some("/"), "entering the root", e))
+}
+
+/// Joins the container of the process of `init`. The PID namespace is joined already.
+fn enter_running(init: &OwnedFd) -> Result<(), Failure> {
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWCGROUP;
+    setns(init, namespaces).map_err(|e| failed(None, "joining the container", e))
+}
+
+fn set_names(config: &GuestConfig) -> Result<(), Failure> {
+    if let Some(name) = &config.hostname {
+        rustix::system::sethostname(name.as_bytes())
+            .map_err(|e| failed(Some(name), "the host name", e))?;
+    }
+    if let Some(name) = &config.domainname {
+        rustix::system::setdomainname(name.as_bytes())
+            .map_err(|e| failed(Some(name), "the domain name", e))?;
+    }
+    Ok(())
+}
+
+fn setup(why: &str) -> Failure {
+    Failure::new(FailureKind::Setup, None, why)
+}
+
+fn failed(path: Option<&str>, what: &str, error: impl Into<io::Error>) -> Failure {
+    let error: io::Error = error.into();
+    Failure::new(FailureKind::Setup, path, format!("{what}: {error}"))
+}

@@ -1,0 +1,108 @@
+//! The few system calls for which neither the standard library nor rustix has a safe face.
+
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe wrapper; each has its reason"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc;
+
+/// Gives every signal its default action and blocks none. The Rust runtime ignores SIGPIPE, and
+/// an ignored signal stays ignored across execve(2).
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler. Numbers that cannot be changed (KILL, STOP, those of
+        // the C library) are refused with an error, which is of no interest.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+    // SAFETY: the set is a plain bit field, valid when zeroed and initialised by sigemptyset; both
+    // pointers are to live local memory or null, which sigprocmask allows.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Marks all descriptors from 3 on to be closed by execve(2).
+///
+/// # Errors
+/// On a kernel older than 5.11.
+pub fn close_on_exec_from_3() -> io::Result<()> {
+    // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed now; only a flag of descriptors changes.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3_u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sends any signal, real-time ones too, to the process of a pidfd.
+///
+/// # Errors
+/// `ESRCH` when it has ended and been waited for.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call; no memory is passed (a null siginfo is allowed).
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::c_int::from(signal),
+            std::ptr::null::<libc::siginfo_t>(),
+            0_u32,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The most bytes [`credit_entropy`] takes.
+pub const MAX_ENTROPY: usize = 512;
+
+/// Mixes bytes into the kernel's random pool and counts them as random (random(4),
+/// `RNDADDENTROPY`).
+///
+/// # Errors
+/// When `random` is not the random device, or the caller may not.
+pub fn credit_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    /// `struct rand_pool_info` of `linux/random.h`, with room for the bytes.
+    #[repr(C)]
+    struct Pool {
+        entropy_count: libc::c_int,
+        buf_size: libc::c_int,
+        buf: [u8; MAX_ENTROPY],
+    }
+    /// `_IOW('R', 0x03, int [2])`
+    const RNDADDENTROPY: u32 = 0x4008_5203;
+    let len = bytes.len().min(MAX_ENTROPY);
+    let mut pool = Pool {
+        // At most 512 bytes, 4,096 bits.
+        entropy_count: len as libc::c_int * 8,
+        buf_size: len as libc::c_int,
+        buf: [0; MAX_ENTROPY],
+    };
+    pool.buf[..len].copy_from_slice(&bytes[..len]);
+    // SAFETY: the kernel reads the two counts and `buf_size` bytes after them, all inside `pool`.
+    let result = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &raw const pool) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

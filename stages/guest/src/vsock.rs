@@ -1,0 +1,101 @@
+//! AF_VSOCK: where the host's connections come in.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use fcpipe_proto::Stream;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, listen, socket,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
+
+/// The host, as vsock(7) numbers it.
+const HOST: u32 = 2;
+/// `VMADDR_CID_ANY`.
+const ANY: u32 = u32::MAX;
+
+/// The agent's port.
+pub struct Listener(OwnedFd);
+
+impl Listener {
+    /// # Errors
+    /// When the kernel has no vsock transport, or the port is taken.
+    pub fn bind(port: u32) -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Vsock,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        bind(fd.as_raw_fd(), &VsockAddr::new(ANY, port))?;
+        listen(&fd, Backlog::new(16)?)?;
+        Ok(Listener(fd))
+    }
+
+    /// The next connection of the host, if one comes in time. A connection from inside the guest
+    /// is closed at once.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn accept(&self, patience: Duration) -> io::Result<Option<VsockStream>> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let patience = Timespec::try_from(patience).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
+        if poll(&mut fds, Some(&patience))? == 0 {
+            return Ok(None);
+        }
+        let fd = accept_with(&self.0, SocketFlags::CLOEXEC)?;
+        let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
+        Ok((peer.cid() == HOST).then_some(VsockStream(fd)))
+    }
+}
+
+/// A connection to the host.
+pub struct VsockStream(OwnedFd);
+
+impl AsFd for VsockStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Read for VsockStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (read, _) = recv(&self.0, buffer, RecvFlags::empty())?;
+        Ok(read)
+    }
+}
+
+impl Write for VsockStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(&self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for VsockStream {
+    fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(VsockStream)
+    }
+
+    fn shutdown(&self) {
+        // It fails when the connection has ended, which is what is wanted.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        Ok(set_socket_timeout(&self.0, Timeout::Recv, timeout)?)
+    }
+
+    fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        Ok(set_socket_timeout(&self.0, Timeout::Send, timeout)?)
+    }
+}
