@@ -253,6 +253,16 @@ impl Tree {
         *self.digest.get_or_init(|| self.compute_digest())
     }
 
+    /// How many distinct sets of xattrs there are, the empty one included.
+    pub(crate) fn xattr_sets(&self) -> usize {
+        self.xattr_sets.len()
+    }
+
+    /// Not less than the number of entries, or of bytes of names and targets.
+    pub(crate) fn size_bound(&self) -> usize {
+        self.entries.len().max(self.bytes.len())
+    }
+
     fn bytes_at(&self, span: Span) -> &BStr {
         BStr::new(&self.bytes[span.start as usize..(span.start + span.len) as usize])
     }

@@ -131,6 +131,16 @@ impl Writer {
         &self.tree.nodes[node.index()].meta
     }
 
+    /// The path of `name` in `dir`, from the root.
+    pub(crate) fn path(&self, dir: NodeId, name: &[u8]) -> Vec<u8> {
+        let mut path = self.tree.path(dir);
+        if path != b"/" {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
+
     pub(crate) fn finish(mut self) -> Tree {
         self.tree.nodes.shrink_to_fit();
         self.tree.entries.shrink_to_fit();

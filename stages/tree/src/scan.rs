@@ -1,0 +1,353 @@
+//! Reading a source's metadata from the host.
+//!
+//! Begin with [`scan`]. `walk` lists directories from several threads, `assemble` turns what they
+//! found into a [`Tree`] with canonical numbers. Nothing but directories is opened, except a file with
+//! holes (to ask where they are) and a source that is itself a file.
+
+mod assemble;
+mod exclude;
+mod holes;
+mod route;
+mod walk;
+mod xattrs;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bstr::ByteSlice;
+use fcpipe_spec::Content;
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use crate::model::{Kind, NodeId, Timestamp, Tree};
+use crate::sys::{self, Entrance};
+
+pub(crate) use assemble::made_directory;
+
+/// The name of the only file in the [`Tree`] of a source that is a file.
+pub const FILE_NAME: &[u8] = b"file";
+
+/// Beside a Tree's node: what tells whether a file's content may have changed since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Stamp {
+    pub dev: u64,
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+}
+
+impl Stamp {
+    /// The first field in which two stamps differ, in words.
+    pub fn difference(&self, other: &Stamp) -> Option<&'static str> {
+        if (self.dev, self.ino) != (other.dev, other.ino) {
+            Some("it is another file")
+        } else if self.size != other.size {
+            Some("its size changed")
+        } else if self.mtime != other.mtime {
+            Some("its modification time changed")
+        } else if self.ctime != other.ctime {
+            Some("its status change time changed")
+        } else {
+            None
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.dev.to_le_bytes());
+        out.extend_from_slice(&self.ino.to_le_bytes());
+        out.extend_from_slice(&self.size.to_le_bytes());
+        for time in [self.mtime, self.ctime] {
+            out.extend_from_slice(&time.secs.to_le_bytes());
+            out.extend_from_slice(&time.nanos.to_le_bytes());
+        }
+    }
+}
+
+/// A digest over stamps, fed with `(layer, stamp)` of files in canonical order.
+pub(crate) fn digest_stamps(stamps: impl Iterator<Item = (u32, Stamp)>) -> blake3::Hash {
+    let mut h = blake3::Hasher::new_derive_key("fcpipe stamps 1");
+    let mut out = Vec::with_capacity(64 * 1024 + 64);
+    for (layer, stamp) in stamps {
+        out.extend_from_slice(&layer.to_le_bytes());
+        stamp.encode(&mut out);
+        if out.len() >= 64 * 1024 {
+            h.update(&out);
+            out.clear();
+        }
+    }
+    h.update(&out);
+    h.finalize()
+}
+
+/// How to scan. [`Default`]: other mounts are not crossed, all processors work.
+#[derive(Clone, Copy, Default)]
+pub struct ScanOptions<'a> {
+    /// `rbind`: go into what other file systems are mounted below the source.
+    pub cross_mounts: bool,
+    /// How many threads work; `None`: one a processor.
+    pub threads: Option<NonZeroUsize>,
+    /// Host paths that stay out wherever they are met: the store, the state directory, the output.
+    /// They are compared by device and inode; those that do not exist are ignored.
+    pub leave_out: &'a [PathBuf],
+    /// Asked now and then; `true` ends the scan with [`ScanError::Cancelled`].
+    pub cancel: Option<&'a (dyn Fn() -> bool + Sync)>,
+    /// Told how many entries were seen so far, about once per thousand; from any thread.
+    pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
+}
+
+/// What a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScanRoot {
+    /// The Tree's root is the source itself.
+    Directory,
+    /// The Tree's root is made up, and holds the source under [`FILE_NAME`].
+    File,
+}
+
+/// A source's metadata at one time.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    /// As it was asked for.
+    pub source: PathBuf,
+    pub root: ScanRoot,
+    /// Owners as they are on the host: [`crate::compose`] maps them by `content`.
+    pub tree: Arc<Tree>,
+    /// By [`NodeId`]; zeros for what stands in for a directory that could not be seen.
+    pub stamps: Vec<Stamp>,
+    /// Sorted, so that they are the same in every run.
+    pub warnings: Vec<ScanWarning>,
+    pub content: Content,
+    /// The sum of all regular files' sizes, each hard-linked file once.
+    pub bytes: u64,
+    /// How many names were found, without the root's.
+    pub entries: u64,
+    /// The coarse clock before anything was read. A file whose times are not older may have been
+    /// written again within the clock's grain.
+    pub started: Timestamp,
+    pub(crate) cross_mounts: bool,
+    pub(crate) entrance: Entrance,
+}
+
+impl Scan {
+    /// The node that is the source: the Tree's root, or the only file in it.
+    pub fn top(&self) -> NodeId {
+        match self.root {
+            ScanRoot::Directory => NodeId::ROOT,
+            ScanRoot::File => NodeId(1),
+        }
+    }
+
+    /// Changes when the content of any regular file may have changed. Directories do not enter: what
+    /// they hold is in [`Tree::digest`].
+    pub fn digest_of_stamps(&self) -> blake3::Hash {
+        digest_stamps(self.file_nodes().map(|id| (0, self.stamps[id.index()])))
+    }
+
+    /// Where a node is on the host.
+    pub fn source_path(&self, node: NodeId) -> PathBuf {
+        match self.root {
+            ScanRoot::File => self.source.clone(),
+            ScanRoot::Directory => join(&self.source, &self.tree.path(node)[1..]),
+        }
+    }
+
+    fn file_nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.tree
+            .nodes()
+            .filter(|&id| matches!(self.tree.kind(id), Kind::File { .. }))
+    }
+}
+
+/// Something that a user should hear of; the scan is whole all the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ScanWarning {
+    /// It is the store, the state directory or the output (row 13).
+    LeftOut { path: PathBuf },
+    /// Another file system is mounted on this directory: an empty directory stands for it, mode 0755,
+    /// owner 0:0, with its parent's mtime.
+    NotCrossed { path: PathBuf },
+    /// A file is mounted on this name, and what it covers can't be seen: nothing stands for it.
+    CoveredFile { path: PathBuf },
+    /// An attribute that belongs to the file system and not to the file; `path` is the first of
+    /// `count` that have it.
+    ForeignAttribute {
+        name: Vec<u8>,
+        path: PathBuf,
+        count: u64,
+    },
+}
+
+impl std::fmt::Display for ScanWarning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ScanWarning::LeftOut { path } => {
+                write!(f, "{path:?} is fcpipe's own and was left out of the image")
+            }
+            ScanWarning::NotCrossed { path } => write!(
+                f,
+                "{path:?} is a mount point, which `bind` does not cross: it is an empty directory in \
+                 the image (`rbind` takes what is mounted there)"
+            ),
+            ScanWarning::CoveredFile { path } => write!(
+                f,
+                "{path:?} is a mounted file, which `bind` does not cross: it was left out (`rbind` \
+                 takes it)"
+            ),
+            ScanWarning::ForeignAttribute { name, path, count } => write!(
+                f,
+                "the attribute {:?} of {path:?} (and of {} more) belongs to the host's file system \
+                 and was left out",
+                name.as_bstr(),
+                count - 1
+            ),
+        }
+    }
+}
+
+/// Why there is no scan.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScanError {
+    #[error("{path:?} does not exist")]
+    Missing { path: PathBuf },
+    #[error("{path:?} is {kind}: only a directory or a regular file can be a source")]
+    Special { path: PathBuf, kind: &'static str },
+    #[error("{path:?}: can't {action}")]
+    Io {
+        path: PathBuf,
+        /// What was tried, as in "can't …".
+        action: &'static str,
+        source: io::Error,
+    },
+    #[error("{path:?}: can't read the attribute {:?}", name.as_bstr())]
+    Attribute {
+        path: PathBuf,
+        name: Vec<u8>,
+        source: io::Error,
+    },
+    #[error("{path:?} became something else while it was scanned")]
+    Changed { path: PathBuf },
+    #[error("{path:?} is a sparse file of {size} bytes: 16 TiB is the most a file can have")]
+    FileTooLarge { path: PathBuf, size: u64 },
+    #[error("{path:?} holds more names than one image can")]
+    TooMany { path: PathBuf },
+    #[error("{path:?} is fcpipe's own store, state directory or output, and can't be a source")]
+    Own { path: PathBuf },
+    #[error("the exclude pattern {pattern:?} can't be used: {reason}")]
+    Pattern { pattern: String, reason: String },
+    #[error("the scan was cancelled")]
+    Cancelled,
+}
+
+impl ScanError {
+    pub(crate) fn io(path: PathBuf, action: &'static str, errno: Errno) -> Self {
+        ScanError::Io {
+            path,
+            action,
+            source: errno.into(),
+        }
+    }
+}
+
+/// Reads the metadata of everything below `source`, which may also be a regular file.
+///
+/// The result does not depend on the number of threads nor on the order in which the host lists
+/// directories. Links to the source itself are followed, no others.
+///
+/// A name that is listed but gone when it is looked at is as if it had not been listed: a scan is not
+/// a snapshot, and the same scan a moment later would not have seen it. Whatever else can't be read
+/// is an error that names it.
+pub fn scan(
+    source: &Path,
+    content: &Content,
+    options: &ScanOptions<'_>,
+) -> Result<Scan, ScanError> {
+    let started = sys::now();
+    let found = sys::look_at_source(source).map_err(|errno| match errno {
+        Errno::NOENT | Errno::NOTDIR => ScanError::Missing {
+            path: source.to_path_buf(),
+        },
+        errno => ScanError::io(source.to_path_buf(), "look at it", errno),
+    })?;
+    let request = Request {
+        source,
+        content,
+        options,
+        started,
+        own: own(options.leave_out),
+    };
+    let looked = sys::stat(found.as_fd(), c"")
+        .map_err(|errno| ScanError::io(source.to_path_buf(), "look at it", errno))?;
+    let stamp = sys::stamp_of(&looked);
+    if request.own.contains(&(stamp.dev, stamp.ino)) {
+        return Err(ScanError::Own {
+            path: source.to_path_buf(),
+        });
+    }
+    let kind = match FileType::from_raw_mode(u32::from(looked.stx_mode)) {
+        FileType::Directory => return scan_directory(&request, found.as_fd()),
+        FileType::RegularFile => return assemble::file(&request, found.as_fd(), &looked),
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        _ => "of an unknown kind",
+    };
+    Err(ScanError::Special {
+        path: source.to_path_buf(),
+        kind,
+    })
+}
+
+/// What one call of [`scan`] was asked.
+struct Request<'a> {
+    source: &'a Path,
+    content: &'a Content,
+    options: &'a ScanOptions<'a>,
+    started: Timestamp,
+    /// Device and inode of what stays out.
+    own: Vec<(u64, u64)>,
+}
+
+fn scan_directory(request: &Request<'_>, found: BorrowedFd<'_>) -> Result<Scan, ScanError> {
+    let enter = |entrance| {
+        sys::enter(found, entrance).map_err(|errno| {
+            ScanError::io(request.source.to_path_buf(), "open the directory", errno)
+        })
+    };
+    let walked = walk::directory(request, enter(Entrance::AsSeen)?.as_fd())?;
+    if walked.covered {
+        // With the privilege for it, look below the mounts as a non-recursive bind would show it.
+        if let Ok(below) = enter(Entrance::Uncovered) {
+            let walked = walk::directory(request, below.as_fd())?;
+            return assemble::directory(request, walked, Entrance::Uncovered);
+        }
+    }
+    assemble::directory(request, walked, Entrance::AsSeen)
+}
+
+fn own(paths: &[PathBuf]) -> Vec<(u64, u64)> {
+    paths
+        .iter()
+        .filter_map(|path| {
+            let found = sys::look_at_source(path).ok()?;
+            let stat = sys::stat(found.as_fd(), c"").ok()?;
+            let stamp = sys::stamp_of(&stat);
+            Some((stamp.dev, stamp.ino))
+        })
+        .collect()
+}
+
+/// A host path from bytes relative to a source.
+pub(crate) fn join(source: &Path, relative: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    if relative.is_empty() {
+        source.to_path_buf()
+    } else {
+        source.join(std::ffi::OsStr::from_bytes(relative))
+    }
+}

@@ -1,0 +1,464 @@
+//! What one thread of a walk does.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{FileType, RawDir, Statx};
+use rustix::io::Errno;
+
+use super::{
+    Facts, Finds, Item, Job, Leaf, Listed, Listing, Names, Open, Outcome, Part, Shared, What,
+};
+use crate::model::DataRun;
+use crate::scan::route::Route;
+use crate::scan::xattrs::{Sets, Unreadable};
+use crate::scan::{ScanError, holes};
+use crate::sys;
+
+/// How many names of one directory are looked at in one go.
+const BATCH: usize = 2048;
+/// Bytes given to getdents: some hundred names a call.
+const DENTS: usize = 32 * 1024;
+/// A symlink's target is shorter than PATH_MAX.
+const TARGET: usize = 4096;
+
+pub(super) struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    number: usize,
+    call_others: Option<&'a dyn Fn()>,
+    jobs: Vec<Job>,
+    /// The directory whose subdirectories were pushed last: they are opened relative to it.
+    anchor: Option<Arc<Open>>,
+    finds: Finds,
+    outcomes: Vec<(u32, Outcome)>,
+    batches: Vec<(u32, Part)>,
+    dents: Vec<MaybeUninit<u8>>,
+}
+
+/// What a worker leaves behind, with the numbers of the directories.
+pub(super) struct Worked {
+    pub(super) outcomes: Vec<(u32, Outcome)>,
+    pub(super) batches: Vec<(u32, Part)>,
+    pub(super) finds: Finds,
+}
+
+/// Else the others would wait for a job from a worker that is no more.
+struct StopOnPanic<'a>(&'a Shared<'a>);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop();
+        }
+    }
+}
+
+impl<'a> Worker<'a> {
+    /// `call_others` starts the other workers, when there is work for them.
+    pub(super) fn new(
+        shared: &'a Shared<'a>,
+        number: usize,
+        call_others: Option<&'a dyn Fn()>,
+    ) -> Self {
+        Worker {
+            shared,
+            number,
+            call_others,
+            jobs: Vec::new(),
+            anchor: None,
+            finds: Finds {
+                sets: Sets::new(),
+                holes: Vec::new(),
+            },
+            outcomes: Vec::new(),
+            batches: Vec::new(),
+            dents: vec![MaybeUninit::uninit(); DENTS],
+        }
+    }
+
+    pub(super) fn push(&mut self, job: Job) {
+        self.jobs.push(job);
+    }
+
+    pub(super) fn run(mut self) -> Worked {
+        let _guard = StopOnPanic(self.shared);
+        while let Some(job) = self.next() {
+            if let Err(error) = self.do_job(job) {
+                self.shared.fail(error);
+                break;
+            }
+            if self.jobs.len() > 1 {
+                self.call_others();
+                if self.shared.is_hungry() {
+                    // The oldest are nearest to the source: they have the most below them.
+                    let half = self.jobs.len() / 2;
+                    self.shared.give(self.jobs.drain(..half));
+                }
+            }
+        }
+        Worked {
+            outcomes: self.outcomes,
+            batches: self.batches,
+            finds: self.finds,
+        }
+    }
+
+    /// Its own newest job, or one that somebody gave; `None` at the end.
+    fn next(&mut self) -> Option<Job> {
+        if self.shared.stopped() {
+            return None;
+        }
+        self.jobs.pop().or_else(|| self.shared.take())
+    }
+
+    fn call_others(&mut self) {
+        if let Some(call) = self.call_others.take() {
+            call();
+        }
+    }
+
+    fn do_job(&mut self, job: Job) -> Result<(), ScanError> {
+        match job {
+            Job::Look { dir, names } => {
+                let part = self.look(&dir, names)?;
+                self.batches.push((dir.number, part));
+            }
+            Job::Enter {
+                number,
+                parent,
+                route,
+            } => {
+                let outcome = self.enter(number, parent, route)?;
+                self.outcomes.push((number, outcome));
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, number: u32, parent: u32, route: Arc<Route>) -> Result<Outcome, ScanError> {
+        let cross = self.shared.request.options.cross_mounts;
+        let fd = match self.open(number, parent, &route) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) if number != 0 => return Ok(Outcome::Absent),
+            Err(Errno::XDEV) if !cross => {
+                self.shared.covered.store(true, Ordering::Relaxed);
+                return Ok(Outcome::Covered);
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Err(self.changed(&route, b""));
+            }
+            Err(errno) => return Err(self.io(&route, b"", "open the directory", errno)),
+        };
+        let stat = sys::stat(fd.as_fd(), c"")
+            .map_err(|errno| self.io(&route, b"", "look at it", errno))?;
+        let mount = sys::mount_of(&stat);
+        if mount != self.shared.top_mount && !cross {
+            self.shared.covered.store(true, Ordering::Relaxed);
+            return Ok(Outcome::Covered);
+        }
+        if self.is_own(&stat) {
+            return Ok(Outcome::Own);
+        }
+        let xattrs = self
+            .finds
+            .sets
+            .read(fd.as_fd(), c"", mount, || route.relative(b""))
+            .map_err(|e| self.attribute(&route, b"", e))?;
+        let dir = Arc::new(Open {
+            fd,
+            number,
+            mount,
+            route,
+        });
+        Ok(Outcome::Listed(Listing {
+            facts: Facts::new(&stat, xattrs, self.number),
+            parts: self.list(&dir)?,
+        }))
+    }
+
+    fn open(&self, number: u32, parent: u32, route: &Route) -> Result<OwnedFd, Errno> {
+        let top = self.shared.top;
+        if number == 0 {
+            return sys::open_directory(top, c".");
+        }
+        if let Some(anchor) = &self.anchor
+            && anchor.number == parent
+        {
+            return sys::open_directory(anchor.fd.as_fd(), route.name());
+        }
+        let names = route.names();
+        let cross = self.shared.request.options.cross_mounts;
+        match sys::open_below(top, &names, cross) {
+            // Gone is the name, or a directory above it that was listed before: the latter would
+            // leave a hole in what was seen.
+            Err(Errno::NOENT) => match sys::open_below(top, &names[..names.len() - 1], cross) {
+                Ok(_) => Err(Errno::NOENT),
+                Err(Errno::NOENT) => Err(Errno::NOTDIR),
+                Err(errno) => Err(errno),
+            },
+            other => other,
+        }
+    }
+
+    fn list(&mut self, dir: &Arc<Open>) -> Result<Vec<Part>, ScanError> {
+        let mut parts = Vec::new();
+        let mut names = Names::default();
+        let mut dents = std::mem::take(&mut self.dents);
+        let mut raw = RawDir::new(dir.fd.as_fd(), &mut dents);
+        while let Some(entry) = raw.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(Errno::INTR) => continue,
+                // The directory itself was removed: it has no names any more.
+                Err(Errno::NOENT) => break,
+                Err(errno) => return Err(self.io(&dir.route, b"", "list the directory", errno)),
+            };
+            let name = entry.file_name().to_bytes_with_nul();
+            if name == b".\0" || name == b"..\0" {
+                continue;
+            }
+            names.list.push(Listed {
+                ino: entry.ino(),
+                at: names.bytes.len() as u32,
+                len: (name.len() - 1) as u16,
+                directory: match entry.file_type() {
+                    FileType::Unknown => None,
+                    kind => Some(kind == FileType::Directory),
+                },
+            });
+            names.bytes.extend_from_slice(name);
+            if names.list.len() == BATCH {
+                let names = std::mem::take(&mut names);
+                self.call_others();
+                if self.shared.is_hungry() {
+                    let dir = Arc::clone(dir);
+                    self.shared.give([Job::Look { dir, names }]);
+                } else {
+                    parts.push(self.look(dir, names)?);
+                }
+            }
+        }
+        self.dents = dents;
+        parts.push(self.look(dir, names)?);
+        Ok(parts)
+    }
+
+    /// Looks at names of an open directory.
+    fn look(&mut self, dir: &Arc<Open>, names: Names) -> Result<Part, ScanError> {
+        let Names { bytes, mut list } = names;
+        self.shared.count(list.len() as u64)?;
+        // In the order of inodes a disk that is not cached is read once, from front to back.
+        list.sort_unstable_by_key(|listed| listed.ino);
+        let mut items = Vec::with_capacity(list.len());
+        let mut targets = Vec::new();
+        let waiting = self.jobs.len();
+        for listed in &list {
+            let at = listed.at as usize;
+            let end = at + usize::from(listed.len);
+            // getdents gives names that end in their only NUL.
+            let Ok(name) = CStr::from_bytes_with_nul(&bytes[at..=end]) else {
+                continue;
+            };
+            if let Some(what) = self.look_at(dir, name, listed.directory, &mut targets)? {
+                items.push(Item {
+                    name: listed.at,
+                    name_len: listed.len,
+                    what,
+                });
+            }
+        }
+        if self.jobs.len() > waiting {
+            self.anchor = Some(Arc::clone(dir));
+        }
+        let mut part = Part {
+            worker: self.number,
+            names: bytes.into_boxed_slice(),
+            targets: targets.into_boxed_slice(),
+            items: Vec::new(),
+        };
+        items.sort_unstable_by(|a, b| part.name(a).cmp(part.name(b)));
+        items.shrink_to_fit();
+        part.items = items;
+        Ok(part)
+    }
+
+    /// Looks at one name; `None` where it is gone or excluded. `directory`: what the listing says, if
+    /// it does.
+    fn look_at(
+        &mut self,
+        dir: &Arc<Open>,
+        name: &CStr,
+        directory: Option<bool>,
+        targets: &mut Vec<u8>,
+    ) -> Result<Option<What>, ScanError> {
+        let excludes = |directory| {
+            self.shared
+                .exclude
+                .excludes(&dir.route, name.to_bytes(), directory)
+        };
+        if directory.is_some_and(excludes) {
+            return Ok(None);
+        }
+        if directory == Some(true) {
+            return Ok(Some(self.found_directory(dir, name)));
+        }
+        let stat = match sys::stat(dir.fd.as_fd(), name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(self.io(&dir.route, name.to_bytes(), "look at it", errno)),
+        };
+        let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
+        match (directory, is_directory) {
+            (Some(_), true) => return Err(self.changed(&dir.route, name.to_bytes())),
+            (None, _) if excludes(is_directory) => return Ok(None),
+            (None, true) => return Ok(Some(self.found_directory(dir, name))),
+            _ => {}
+        }
+        if self.is_own(&stat) {
+            return Ok(Some(What::Own));
+        }
+        let mount = sys::mount_of(&stat);
+        if mount != dir.mount && !self.shared.request.options.cross_mounts {
+            self.shared.covered.store(true, Ordering::Relaxed);
+            return Ok(Some(What::Covered));
+        }
+        let Some(leaf) = self.leaf(dir, name, &stat, targets)? else {
+            return Ok(None);
+        };
+        let xattrs = self.finds.sets.read(dir.fd.as_fd(), name, mount, || {
+            dir.route.relative(name.to_bytes())
+        });
+        let xattrs = match xattrs {
+            Ok(xattrs) => xattrs,
+            Err(e) if e.errno == Errno::NOENT => return Ok(None),
+            Err(e) => return Err(self.attribute(&dir.route, name.to_bytes(), e)),
+        };
+        let facts = Facts::new(&stat, xattrs, self.number);
+        Ok(Some(What::Leaf(facts, leaf)))
+    }
+
+    /// What is particular to each kind; `None` where it is gone.
+    fn leaf(
+        &mut self,
+        dir: &Open,
+        name: &CStr,
+        stat: &Statx,
+        targets: &mut Vec<u8>,
+    ) -> Result<Option<Leaf>, ScanError> {
+        let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
+        Ok(Some(
+            match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
+                FileType::RegularFile if !holes::may_have(stat.stx_size, stat.stx_blocks) => {
+                    Leaf::File { holes: None }
+                }
+                FileType::RegularFile => return self.sparse(dir, name, stat),
+                FileType::Symlink => {
+                    let mut target = [MaybeUninit::<u8>::uninit(); TARGET];
+                    let target = match rustix::fs::readlinkat_raw(&dir.fd, name, &mut target) {
+                        Ok((target, _)) => target,
+                        Err(Errno::NOENT) => return Ok(None),
+                        Err(Errno::INVAL) => {
+                            return Err(self.changed(&dir.route, name.to_bytes()));
+                        }
+                        Err(errno) => {
+                            return Err(self.io(
+                                &dir.route,
+                                name.to_bytes(),
+                                "read the link",
+                                errno,
+                            ));
+                        }
+                    };
+                    let at = targets.len() as u32;
+                    targets.extend_from_slice(target);
+                    Leaf::Symlink {
+                        at,
+                        len: target.len() as u16,
+                    }
+                }
+                FileType::CharacterDevice => Leaf::CharDevice { major, minor },
+                FileType::BlockDevice => Leaf::BlockDevice { major, minor },
+                FileType::Fifo => Leaf::Fifo,
+                FileType::Socket => Leaf::Socket,
+                _ => {
+                    return Err(ScanError::Special {
+                        path: self.path(&dir.route, name.to_bytes()),
+                        kind: "of an unknown kind",
+                    });
+                }
+            },
+        ))
+    }
+
+    /// A file that may have holes: the one kind that is opened.
+    fn sparse(&mut self, dir: &Open, name: &CStr, stat: &Statx) -> Result<Option<Leaf>, ScanError> {
+        let route = &dir.route;
+        let file = match sys::open_file(dir.fd.as_fd(), name.to_bytes()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(self.changed(route, name.to_bytes())),
+            Err(errno) => {
+                return Err(self.io(route, name.to_bytes(), "open it to find its holes", errno));
+            }
+        };
+        let size = stat.stx_size;
+        let opened = sys::stamp_of_open(file.as_fd())
+            .map_err(|errno| self.io(route, name.to_bytes(), "look at it", errno))?;
+        if opened.0 != sys::stamp_of(stat) {
+            return Err(self.changed(route, name.to_bytes()));
+        }
+        if size > holes::MOST {
+            return Err(ScanError::FileTooLarge {
+                path: self.path(route, name.to_bytes()),
+                size,
+            });
+        }
+        let runs = holes::data_runs(file.as_fd(), size)
+            .map_err(|errno| self.io(route, name.to_bytes(), "find its holes", errno))?;
+        Ok(Some(Leaf::File {
+            holes: runs.map(|runs| self.keep_holes(runs)),
+        }))
+    }
+
+    fn keep_holes(&mut self, runs: Vec<DataRun>) -> u32 {
+        self.finds.holes.push(runs);
+        (self.finds.holes.len() - 1) as u32
+    }
+
+    fn found_directory(&mut self, dir: &Open, name: &CStr) -> What {
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        self.jobs.push(Job::Enter {
+            number,
+            parent: dir.number,
+            route: Route::below(&dir.route, name.to_owned()),
+        });
+        What::Directory(number)
+    }
+
+    fn is_own(&self, stat: &Statx) -> bool {
+        let own = &self.shared.request.own;
+        !own.is_empty() && own.contains(&(sys::device(stat), stat.stx_ino))
+    }
+
+    fn path(&self, route: &Route, name: &[u8]) -> PathBuf {
+        route.path(self.shared.request.source, name)
+    }
+
+    fn io(&self, route: &Route, name: &[u8], action: &'static str, errno: Errno) -> ScanError {
+        ScanError::io(self.path(route, name), action, errno)
+    }
+
+    fn changed(&self, route: &Route, name: &[u8]) -> ScanError {
+        ScanError::Changed {
+            path: self.path(route, name),
+        }
+    }
+
+    fn attribute(&self, route: &Route, name: &[u8], unreadable: Unreadable) -> ScanError {
+        unreadable.of(self.path(route, name))
+    }
+}
