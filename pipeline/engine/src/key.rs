@@ -451,6 +451,27 @@ mod tests {
     }
 
     #[test]
+    fn name_version_and_label_do_not_run_together() {
+        let key = |name, version, label: &str| {
+            let declare = |k: &mut KeyWriter<'_>| k.field(label, "x");
+            let names = |_| String::new();
+            KeyWriter::key(
+                Sort::Stage,
+                name,
+                version,
+                &BTreeMap::new(),
+                &names,
+                declare,
+            )
+            .unwrap()
+            .key
+        };
+        // Without the lengths, the same bytes.
+        let version = u32::from_le_bytes([b'b', 1, 0, 0]);
+        assert_ne!(key("ab", 1, "x"), key("a", version, "\0x"));
+    }
+
+    #[test]
     fn nested_lists_do_not_run_together() {
         let one = key(|k| k.field("a", &vec![vec!["x", "y"], vec![]]));
         let two = key(|k| k.field("a", &vec![vec!["x"], vec!["y"]]));

@@ -56,6 +56,7 @@ pub struct Kept {
 /// There are two sorts. One can be *recalled*: `keep` gives its record's body and `recall` makes it from that,
 /// without opening an object. The other is *made again*: `keep` gives nothing, the record holds the identity
 /// alone, and on a hit the stage runs only if a consumer that has to run asks for the value.
+/// Such a value must not hold objects: those of its second making end with the process.
 pub trait Output: Sized + Send + Sync + 'static {
     /// What the value is. Asked once, after the step ran.
     fn identity(&self) -> Identity;

@@ -190,49 +190,42 @@ impl Shared {
 
     /// Gives a node whose inputs are done to a worker, or a thread of its own.
     fn dispatch(self: &Arc<Self>, state: &mut State, index: usize) {
-        state.nodes[index].status = Status::Ready;
-        let own_thread = state.nodes[index].step.waits() && !self.plan;
-        let spawned = if own_thread {
+        let entry = &mut state.nodes[index];
+        let spawned = if entry.step.waits() && !self.plan {
+            entry.status = Status::Running;
             let shared = Arc::clone(self);
-            let name = format!("fc-{}", state.nodes[index].id);
-            state.nodes[index].status = Status::Running;
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(move || shared.work_on(index))
-                .map(|t| state.waiters.push(t))
+            let thread = spawn(&entry.id, move || shared.work_on(index));
+            thread.map(|thread| state.waiters.push(thread))
         } else {
+            entry.status = Status::Ready;
             state.ready.push_back(index);
             self.sched.work.notify_one();
-            if state.idle < state.ready.len() && state.workers.len() < self.threads {
-                let shared = Arc::clone(self);
-                let name = format!("fc-work-{}", state.workers.len());
-                let spawned = std::thread::Builder::new()
-                    .name(name)
-                    .spawn(move || shared.worker());
-                match spawned {
-                    Ok(worker) => {
-                        state.workers.push(worker);
-                        Ok(())
-                    }
-                    // Fewer workers do as well.
-                    Err(_) if !state.workers.is_empty() => Ok(()),
-                    Err(error) => Err(error),
-                }
-            } else {
-                Ok(())
-            }
+            self.ensure_worker(state)
         };
         if let Err(error) = spawned {
             let id = state.nodes[index].id.clone();
             state.ready.retain(|ready| *ready != index);
-            let failure = Failure::new(
-                id,
-                FailureKind::Host,
-                "no thread can be started",
-                Some(error.into()),
-            );
+            let subject = "no thread can be started";
+            let failure = Failure::new(id, FailureKind::Host, subject, Some(error.into()));
             self.end(state, index, Err(failure));
         }
+    }
+
+    /// Starts another worker if there is more to do than workers to do it.
+    fn ensure_worker(self: &Arc<Self>, state: &mut State) -> std::io::Result<()> {
+        if state.idle >= state.ready.len() || state.workers.len() >= self.threads {
+            return Ok(());
+        }
+        let shared = Arc::clone(self);
+        match spawn(&format!("work-{}", state.workers.len()), move || {
+            shared.worker()
+        }) {
+            Ok(worker) => state.workers.push(worker),
+            // Fewer workers do as well.
+            Err(_) if !state.workers.is_empty() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn worker(self: Arc<Self>) {
@@ -519,4 +512,10 @@ impl Shared {
         };
         state.nodes.iter().map(explain).collect()
     }
+}
+
+/// Starts a thread of the engine. Node ids come from specs: a NUL in a thread's name would be a panic.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let name = format!("fc-{}", name.replace('\0', "?"));
+    std::thread::Builder::new().name(name).spawn(work)
 }

@@ -116,7 +116,7 @@ impl Store {
     /// Opens the store under the cache directory `path`, making what is missing.
     ///
     /// Refused if the directory is a symlink, belongs to somebody else or can be written by everybody. Temporary
-    /// files of writers that died are removed.
+    /// files and locks of processes that died are removed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, &StoreOptions::default())
     }
@@ -149,7 +149,8 @@ impl Store {
             root,
         };
         store.hold()?;
-        store.remove_dead_tmp()?;
+        store.remove_dead(&store.tmp, "tmp")?;
+        store.remove_dead(&store.locks, "locks")?;
         Ok(store)
     }
 
@@ -182,11 +183,12 @@ impl Store {
         full_or(&self.objects, path, source)
     }
 
-    /// Removes temporary files that nobody holds a lock on: their writers are dead.
-    fn remove_dead_tmp(&self) -> Result<(), StoreError> {
-        let path = self.root.join("tmp");
+    /// Removes files of `dir` that nobody holds a lock on: temporary files and locks of the dead. Whoever makes such a
+    /// file looks, once it has the lock, whether the file still has its name.
+    fn remove_dead(&self, dir: &OwnedFd, name: &str) -> Result<(), StoreError> {
+        let path = self.root.join(name);
         let io = |e: Errno| self.io(&path, e.into());
-        for entry in rustix::fs::Dir::read_from(&self.tmp).map_err(io)? {
+        for entry in rustix::fs::Dir::read_from(dir).map_err(io)? {
             let entry = entry.map_err(io)?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
@@ -194,11 +196,16 @@ impl Store {
             }
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             // Gone meanwhile, or not a file of ours: leave it.
-            let Ok(file) = rustix::fs::openat(&self.tmp, name, flags, Mode::empty()) else {
+            let Ok(file) = rustix::fs::openat(dir, name, flags, Mode::empty()) else {
                 continue;
             };
-            if fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap_or(false) {
-                let _ = rustix::fs::unlinkat(&self.tmp, name, AtFlags::empty());
+            // Locked, and it still has its name: the name is this file's, for only who holds its lock takes it away. Without
+            // the second look the name could be a newer file's by now.
+            let dead = fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive)
+                .unwrap_or(false)
+                && !fsutil::is_unlinked(&file).unwrap_or(true);
+            if dead {
+                let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
             }
         }
         Ok(())
