@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let exited = start.elapsed();
         drop(machine);
         println!(
-            "{number:3}: prepared {ready:.1?}, QEMU started {booted:.1?}, agent {answered:.0?}, exit {exited:.0?} ({exit}), gone {:.0?}",
+            "{number:3}: prepared {ready:.1?}, QEMU started {booted:.1?}, agent {answered:.2?}, exit {exited:.2?} ({exit}), gone {:.2?}",
             start.elapsed()
         );
     }

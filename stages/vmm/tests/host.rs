@@ -1,0 +1,155 @@
+//! Row 43: what can this host run?
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use fcpipe_vmm::{Accelerator, Host, KvmState, State, VmmChoice, VmmError, VmmKind, choose};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use tempfile::tempdir;
+
+use crate::bench::fake;
+
+/// A host with both programs and no KVM.
+fn host(root: &Path) -> Host {
+    Host {
+        kvm_device: root.join("kvm"),
+        modules: root.join("modules"),
+        qemu: Some(fake("qemu-hangs")),
+        vhost_vsock: Some(fake("device-serves")),
+        directories: Vec::new(),
+    }
+}
+
+fn assert_emulated(host: &Host, because: &str) {
+    let chosen = choose(host, VmmChoice::Auto).unwrap();
+    assert_eq!(chosen.vmm.kind(), VmmKind::Qemu);
+    assert_eq!(chosen.accelerator, Accelerator::Tcg);
+    let reasons = chosen.reasons.join("\n");
+    assert!(reasons.contains(because), "{reasons}");
+    let findings = host.probe().findings();
+    let kvm = findings
+        .iter()
+        .find(|finding| finding.what == "kvm")
+        .unwrap();
+    assert_eq!(kvm.state, State::Degraded);
+    assert!(kvm.hint.is_some());
+}
+
+#[test]
+fn row_43_no_kvm() {
+    let root = tempdir().unwrap();
+    assert_emulated(&host(root.path()), "there is no /dev/kvm");
+}
+
+#[test]
+fn row_43_kvm_that_may_not_be_opened() {
+    let root = tempdir().unwrap();
+    let host = host(root.path());
+    fs::write(&host.kvm_device, "").unwrap();
+    fs::set_permissions(&host.kvm_device, fs::Permissions::from_mode(0o000)).unwrap();
+    // Root may open everything, but for a thread without its capabilities.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            assert_eq!(host.probe().kvm, KvmState::Denied);
+            assert_emulated(&host, "may not open /dev/kvm");
+        });
+    });
+}
+
+#[test]
+fn row_43_something_that_is_not_kvm() {
+    let root = tempdir().unwrap();
+    let mut host = host(root.path());
+    fs::write(&host.kvm_device, "").unwrap();
+    assert_emulated(&host, "KVM_GET_API_VERSION");
+    host.kvm_device = "/dev/null".into();
+    assert_emulated(&host, "KVM_GET_API_VERSION");
+    host.kvm_device = root.path().to_owned();
+    assert_emulated(&host, "cannot run guests");
+}
+
+#[test]
+fn row_43_kvm_pvm_answers_like_kvm_and_is_refused_needs_dev_kvm() {
+    let root = tempdir().unwrap();
+    let mut host = host(root.path());
+    host.kvm_device = "/dev/kvm".into();
+    match host.probe().kvm {
+        KvmState::Usable => {}
+        other => {
+            println!("skipped: {other}");
+            return;
+        }
+    }
+    assert_eq!(
+        choose(&host, VmmChoice::Auto).unwrap().accelerator,
+        Accelerator::Kvm
+    );
+    fs::create_dir_all(host.modules.join("kvm_pvm")).unwrap();
+    assert_emulated(&host, "KVM-PVM");
+}
+
+#[test]
+fn row_43_firecracker_is_refused_with_what_to_do() {
+    let root = tempdir().unwrap();
+    let error = choose(&host(root.path()), VmmChoice::Firecracker)
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("there is no /dev/kvm"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("--vmm"));
+}
+
+#[test]
+fn row_44_missing_programs_are_named_with_what_to_do() {
+    let root = tempdir().unwrap();
+    let mut no_qemu = host(root.path());
+    no_qemu.qemu = None;
+    no_qemu.directories = vec![root.path().to_owned()];
+    let error = choose(&no_qemu, VmmChoice::Qemu).err().unwrap();
+    assert!(matches!(error, VmmError::NotFound { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains(&*root.path().to_string_lossy()),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("apt install"));
+
+    let mut no_device = host(root.path());
+    no_device.vhost_vsock = Some(root.path().join("missing"));
+    let error = choose(&no_device, VmmChoice::Auto).err().unwrap();
+    assert!(error.to_string().contains("FCPIPE_VHOST_VSOCK="), "{error}");
+    assert!(error.hint().unwrap().contains("cargo xtask setup"));
+
+    let findings = no_device.probe().findings();
+    let states: Vec<State> = findings.iter().map(|finding| finding.state).collect();
+    assert_eq!(states, [State::Degraded, State::Ok, State::Missing]);
+}
+
+#[test]
+fn programs_are_found_in_the_directories_in_their_order() {
+    let root = tempdir().unwrap();
+    let mut host = host(root.path());
+    host.vhost_vsock = None;
+    let dirs = ["a", "b", "c"].map(|name| root.path().join(name));
+    for dir in &dirs {
+        fs::create_dir(dir).unwrap();
+    }
+    // In `a` a file that cannot be executed.
+    fs::write(dirs[0].join("vhost-device-vsock"), "").unwrap();
+    for dir in &dirs[1..] {
+        std::os::unix::fs::symlink(fake("device-serves"), dir.join("vhost-device-vsock")).unwrap();
+    }
+    host.directories = dirs.to_vec();
+    assert_eq!(
+        host.probe().vhost_vsock,
+        Some(dirs[1].join("vhost-device-vsock"))
+    );
+}

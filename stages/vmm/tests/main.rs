@@ -1,0 +1,14 @@
+//! The driver against programs that stand for QEMU and its vsock device and misbehave (`fakes/`). The test itself
+//! serves the socket that a real device would.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests may"
+)]
+
+mod bench;
+mod faults;
+mod host;
+mod marks;
+mod processes;
+mod sockets;
