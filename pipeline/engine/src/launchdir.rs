@@ -159,11 +159,14 @@ impl LaunchDir {
 
     /// Takes over every directory in `root` whose owner is dead. Also gives those that could not be judged.
     pub(crate) fn take_dead(root: &Path) -> Result<(Vec<Self>, Trouble), LaunchDirError> {
-        let root = std::path::absolute(root).map_err(io_error(root))?;
-        let entries = match std::fs::read_dir(&root) {
+        match std::fs::symlink_metadata(root) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-            entries => entries.map_err(io_error(&root))?,
-        };
+            _ => {}
+        }
+        // Journals say what to undo, and may say so to root: not from a directory that others can write to.
+        let (root, _) = fsutil::own_dir(root)?;
+        let root = std::path::absolute(&root).map_err(io_error(&root))?;
+        let entries = std::fs::read_dir(&root).map_err(io_error(&root))?;
         let _guard = root_lock(&root)?;
         let (mut dead, mut trouble) = (Vec::new(), Vec::new());
         for entry in entries {

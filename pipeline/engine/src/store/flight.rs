@@ -75,3 +75,67 @@ impl Drop for Flight<'_> {
         let _ = rustix::fs::unlinkat(&self.store.locks, self.name.as_str(), AtFlags::empty());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn row_35_nobody_shares_a_flight_while_locks_are_made_removed_and_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let key = Key::new(Digest::of("test", &[]));
+        let (flying, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let cancel = CancelToken::new().unwrap();
+                        for _ in 0..300 {
+                            let flight = store.flight(&key, &cancel).unwrap().unwrap();
+                            assert_eq!(flying.fetch_add(1, SeqCst), 0, "two at once");
+                            std::thread::yield_now();
+                            flying.fetch_sub(1, SeqCst);
+                            drop(flight);
+                        }
+                    })
+                })
+                .collect();
+            // What every opening of the store does.
+            let sweeper = scope.spawn(|| {
+                while !stop.load(SeqCst) {
+                    store.remove_dead(&store.locks, "locks").unwrap();
+                }
+            });
+            let results: Vec<_> = makers.into_iter().map(|maker| maker.join()).collect();
+            stop.store(true, SeqCst);
+            sweeper.join().unwrap();
+            assert!(results.iter().all(Result::is_ok));
+        });
+        assert_eq!(
+            std::fs::read_dir(store.root().join("locks"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_wait_for_another_maker_can_be_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let key = Key::new(Digest::of("test", &[]));
+        let cancel = CancelToken::new().unwrap();
+        let flight = store.flight(&key, &cancel).unwrap();
+        assert!(flight.is_some() && store.try_flight(&key).unwrap().is_none());
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| store.flight(&key, &cancel).unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(5));
+            cancel.cancel();
+            assert!(waiter.join().unwrap());
+        });
+    }
+}

@@ -271,3 +271,29 @@ fn a_claim_is_never_taken_for_dead() {
         results.into_iter().for_each(|result| result.unwrap());
     });
 }
+
+#[test]
+fn a_state_directory_that_others_can_write_is_not_believed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    dead(&place, "d", &line(&place, 0, "touch", "a"));
+    let mode = |mode| fs::set_permissions(place.state(), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o777);
+    assert!(matches!(
+        recover(&place.state(), &table()),
+        Err(LaunchDirError::Dir(_))
+    ));
+    assert!(matches!(
+        LaunchDir::claim(&place.state(), "x"),
+        Err(LaunchDirError::Dir(_))
+    ));
+    assert!(!place.dir.path().join("log").exists());
+    mode(0o755);
+    assert_eq!(recover(&place.state(), &table()).unwrap().undone, 1);
+    assert!(
+        recover(&place.dir.path().join("none"), &table())
+            .unwrap()
+            .launches
+            .is_empty()
+    );
+}
