@@ -1,10 +1,10 @@
 //! A launch while it is put together: an OCI config, then a launch file over it, then the `--set`
 //! options. Each layer is checked against its own document, so every error has a place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Place, SpecError, escaped, quoted};
+use crate::error::{Place, SpecError, escaped, quoted, shown};
 use crate::host::Host;
 use crate::launch_file::{self, LaunchFile, Settings};
 use crate::machine::{Said, Wanted};
@@ -18,6 +18,8 @@ use crate::values::{IdMaps, ImagePath, Named, Owner, Text};
 
 /// Longest name the kernel takes (sethostname(2)), bytes.
 const HOST_NAME_MAX: usize = 64;
+
+const MAX_WARNINGS: usize = 100;
 
 #[derive(Debug, Default)]
 pub(crate) struct Draft {
@@ -43,6 +45,7 @@ pub(crate) struct Draft {
     /// Of the user namespace: what every source without a map of its own has.
     pub(crate) user_namespace: IdMaps,
     warnings: Vec<(Place, String)>,
+    warnings_left_out: usize,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +84,12 @@ impl Form {
 
 impl Draft {
     pub(crate) fn warn(&mut self, doc: &Doc, path: &FieldPath, text: impl Into<String>) {
-        self.warnings.push((doc.place(path), text.into()));
+        // Nobody reads more, and finding the place of one takes time in proportion to the file.
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push((doc.place(path), text.into()));
+        } else {
+            self.warnings_left_out += 1;
+        }
     }
 
     /// A launch file, or `--set` options. Its bundle is in the draft already.
@@ -154,18 +162,13 @@ impl Draft {
             self.args = Some(args);
         }
         for (index, variable) in process.env.into_iter().flatten().enumerate() {
-            // As runc does (libcontainer/env.go): the last of two of a name counts.
             let Text(variable) = variable;
-            let name = match variable.split_once('=') {
-                Some((name, _)) if !name.is_empty() => format!("{name}="),
-                _ => {
-                    return Err(doc.invalid(
-                        &path.key("env").index(index),
-                        format!("{} is not NAME=value", quoted(&variable)),
-                    ));
-                }
-            };
-            self.env.retain(|other| !other.starts_with(&name));
+            if name_of(&variable).is_none_or(str::is_empty) {
+                return Err(doc.invalid(
+                    &path.key("env").index(index),
+                    format!("{} is not NAME=value", quoted(&variable)),
+                ));
+            }
             self.env.push(variable);
         }
         if let Some(Text(cwd)) = process.cwd {
@@ -328,11 +331,20 @@ impl Draft {
                 warning,
             });
         }
+        let mut warnings: Vec<String> = self
+            .warnings
+            .into_iter()
+            .map(|(place, text)| format!("{place}: {text}"))
+            .collect();
+        if self.warnings_left_out > 0 {
+            let count = self.warnings_left_out;
+            warnings.push(format!("{}: {count} more warnings", shown(&file)));
+        }
         Ok(LaunchSpec {
             file,
             process: Process {
                 args,
-                env: self.env,
+                env: last_of_each(self.env),
                 cwd: self.cwd.unwrap_or_else(|| PathBuf::from("/")),
                 uid: self.user.uid,
                 gid: self.user.gid,
@@ -354,13 +366,27 @@ impl Draft {
             network: self.network,
             cgroups_path: self.cgroups_path,
             annotations: self.annotations,
-            warnings: self
-                .warnings
-                .into_iter()
-                .map(|(place, text)| format!("{place}: {text}"))
-                .collect(),
+            warnings,
         })
     }
+}
+
+fn name_of(variable: &str) -> Option<&str> {
+    variable.split_once('=').map(|(name, _)| name)
+}
+
+/// Of two variables of a name the last counts, as for runc (libcontainer/env.go).
+fn last_of_each(variables: Vec<String>) -> Vec<String> {
+    let mut names = HashSet::new();
+    let keep: Vec<bool> = variables
+        .iter()
+        .rev()
+        .map(|variable| names.insert(name_of(variable)))
+        .collect();
+    let keep = keep.into_iter().rev();
+    std::iter::zip(variables, keep)
+        .filter_map(|(variable, keep)| keep.then_some(variable))
+        .collect()
 }
 
 /// The root with its symlinks followed, as mount(2) follows those of a source.

@@ -1,6 +1,7 @@
 //! The layers of a launch and where they come from: finding out what SPEC is, an OCI config into
 //! the draft, annotations, and `--set`.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -191,7 +192,7 @@ fn check_oci_version(doc: &Doc, version: Option<&Text>) -> Result<(), SpecError>
 fn linux(draft: &mut Draft, doc: &Doc, base: &Path, linux: oci::Linux) -> Result<(), SpecError> {
     let path = FieldPath::new("linux");
     let mut user_namespace = false;
-    let mut seen: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
     for (index, namespace) in linux.namespaces.into_iter().flatten().enumerate() {
         let path = path.key("namespaces").index(index);
         let Some(Text(kind)) = namespace.kind else {
@@ -209,7 +210,7 @@ fn linux(draft: &mut Draft, doc: &Doc, base: &Path, linux: oci::Linux) -> Result
             ("user", _) => user_namespace = true,
             _ => {}
         }
-        seen.push(kind);
+        seen.insert(kind);
     }
 
     let maps = IdMaps {
@@ -433,6 +434,10 @@ fn put(tree: &mut Node, dotted: &str, at: usize, value: Node) -> Result<(), Stri
         };
         let index = match entries.iter().position(|(known, _)| known.name == *key) {
             Some(index) => index,
+            // More than any object has, and finding one is a search.
+            None if entries.len() >= 64 => {
+                return Err(format!("{} is one of too many", quoted(dotted)));
+            }
             None => {
                 let name = (*key).to_owned();
                 entries.push((Key { at, name }, empty(at)));

@@ -328,7 +328,7 @@ fn place(file: Option<&Path>, text: &str, at: usize, field: String) -> Place {
     let origin = match file {
         None => Origin::Override,
         Some(file) => {
-            let before = text.get(..at.min(text.len())).unwrap_or(text);
+            let before = &text[..text.floor_char_boundary(at)];
             let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
             Origin::File {
                 file: file.to_owned(),

@@ -149,10 +149,16 @@ impl IdMaps {
     }
 }
 
+/// The kernel's own limit (user_namespaces(7)).
+const MAX_RANGES: usize = 340;
+
 /// Adds a range to a map, by the kernel's rules for one (user_namespaces(7)).
 pub(crate) fn add_range(map: &mut Vec<IdRange>, range: IdRange) -> Result<(), String> {
     if range.size == 0 {
         return Err("an id range must not be empty".to_owned());
+    }
+    if map.len() == MAX_RANGES {
+        return Err(format!("there are more than {MAX_RANGES} id ranges"));
     }
     let fits = |first: u32| first.checked_add(range.size).is_some();
     if !fits(range.inside) || !fits(range.host) {

@@ -210,3 +210,96 @@ impl Parser<'_> {
         Ok(value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What serde_json makes of the same text.
+    fn same(node: &Node) -> serde_json::Value {
+        match &node.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Number(text) => serde_json::from_str(text).unwrap(),
+            Value::Text(text) => text.as_str().into(),
+            Value::Plain(_) => panic!("JSON has no plain scalars"),
+            Value::List(items) => items.iter().map(same).collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|(key, node)| (key.name.clone(), same(node)))
+                .collect(),
+        }
+    }
+
+    fn compare(text: &str) -> Result<(), TestCaseError> {
+        match (parse(text), serde_json::from_str::<serde_json::Value>(text)) {
+            (Ok(node), Ok(value)) => prop_assert_eq!(same(&node), value),
+            (Err(_), Err(_)) => {}
+            (Err(error), Ok(_)) => {
+                prop_assert!(error.problem.contains("twice"), "{}", error.problem)
+            }
+            (Ok(_), Err(error)) => prop_assert!(false, "{error}"),
+        }
+        Ok(())
+    }
+
+    const WORDS: &[&str] = &[
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        "\"a\"",
+        "\"b\"",
+        "\"\\u00e9\\n\"",
+        "\"\\ud83d\\ude00\"",
+        "\"\\ud83d\"",
+        "\"\\x\"",
+        "\"\t\"",
+        "\"\\\\\"",
+        "\"\\\"",
+        "\"é",
+        "0",
+        "-0",
+        "-",
+        "01",
+        "1.5",
+        "1.",
+        ".5",
+        "1e5",
+        "1e+",
+        "1e999",
+        "true",
+        "tru",
+        "false",
+        "null",
+        "nullx",
+        " ",
+        "\n",
+        "\r",
+        "\u{b}",
+        "\u{a0}",
+        "\u{feff}",
+        "/**/",
+        "'",
+    ];
+
+    proptest! {
+        #[test]
+        fn takes_what_serde_json_takes(words in proptest::collection::vec(proptest::sample::select(WORDS), 0..12)) {
+            compare(&words.concat())?;
+        }
+
+        #[test]
+        fn reads_what_serde_json_writes(
+            words in proptest::collection::vec(any::<String>(), 0..4), number in any::<i64>(), float in any::<f64>(),
+        ) {
+            let value = serde_json::json!({"a": words.clone(), "b": {"c": [number, float, {}, []]}, words.concat(): null});
+            compare(&value.to_string())?;
+            compare(&serde_json::to_string_pretty(&value).unwrap())?;
+        }
+    }
+}

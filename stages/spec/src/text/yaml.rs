@@ -7,16 +7,15 @@
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle};
 
 use super::{FieldPath, Key, MAX_DEPTH, MAX_NODES, Node, ParseError, Step, Value};
 
 pub(super) fn parse(text: &str) -> Result<Node, ParseError> {
     let options = granit_parser::options! {
         emit_comments: false,
-        // One deeper than what is accepted, so that it is this file that refuses and says why.
-        flow_nesting_limit: MAX_DEPTH + 1,
-        block_nesting_limit: MAX_DEPTH + 1,
+        flow_nesting_limit: MAX_DEPTH,
+        block_nesting_limit: MAX_DEPTH,
     };
     let mut builder = Builder::default();
     for next in Parser::new_from_str_with_options(text, options) {
@@ -24,6 +23,9 @@ pub(super) fn parse(text: &str) -> Result<Node, ParseError> {
             Ok((event, span)) => {
                 let at = span.start.byte_offset().unwrap_or(0);
                 builder.event(event, at)?;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::RecursionLimitExceeded) => {
+                return Err(builder.too_deep(error.marker().byte_offset().unwrap_or(0)));
             }
             Err(error) => {
                 let at = error.marker().byte_offset().unwrap_or(text.len());
@@ -103,6 +105,10 @@ impl Builder {
         }
     }
 
+    fn too_deep(&self, at: usize) -> ParseError {
+        self.limit(at, format!("is nested more than {MAX_DEPTH} deep"))
+    }
+
     fn event(&mut self, event: Event<'_>, at: usize) -> Result<(), ParseError> {
         if event.tag().is_some() {
             return Err(self.error(at, "a tag (`!…`) means nothing here".to_owned()));
@@ -174,7 +180,7 @@ impl Builder {
             return Err(self.error(at, "a name must be text".to_owned()));
         }
         if self.open.len() >= MAX_DEPTH {
-            return Err(self.limit(at, format!("is nested more than {MAX_DEPTH} deep")));
+            return Err(self.too_deep(at));
         }
         self.pay(at, 1)?;
         self.open.push(Open {
