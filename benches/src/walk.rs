@@ -39,7 +39,7 @@ pub(crate) fn each<S: Send>(
     });
     let more = Condvar::new();
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-    let work = || -> Result<S> {
+    let work = &|| -> Result<S> {
         let mut state = state();
         loop {
             let path = {
@@ -70,7 +70,7 @@ pub(crate) fn each<S: Send>(
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers
             .into_iter()
             .map(|worker| worker.join().map_err(|_| "a thread panicked")?)

@@ -1,0 +1,34 @@
+//! Where contents come from: what the mover asks of the tree's files, and nothing more.
+//!
+//! A trait, so that tests can hand in files that misbehave.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use fcpipe_tree::NodeId;
+
+use super::CopyError;
+
+/// All files of an image. Shared by the threads of a copy.
+pub(super) trait Sources: Sync {
+    type Reader<'a>: Reader
+    where
+        Self: 'a;
+
+    /// What one thread opens files with.
+    fn reader(&self) -> Self::Reader<'_>;
+    /// Bytes in a file, as scanned.
+    fn size(&self, node: NodeId) -> u64;
+    /// On the host, for errors.
+    fn path(&self, node: NodeId) -> PathBuf;
+}
+
+/// Opens files for one thread, which may keep the last directory at hand.
+pub(super) trait Reader {
+    type File: AsFd;
+
+    /// Opens a file if it is still the one that was scanned.
+    fn open(&mut self, node: NodeId) -> Result<Self::File, CopyError>;
+    /// Whether what was opened is still the file that was scanned.
+    fn check(&self, file: &Self::File) -> Result<(), CopyError>;
+}
