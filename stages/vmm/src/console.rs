@@ -190,6 +190,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let (mut write, capture) = capture(Some(&path));
+        // So that no read ends where the limit is.
+        write.write_all(b"odd").unwrap();
         for _ in 0..100 {
             write.write_all(&vec![b'a'; 64 << 10]).unwrap();
         }

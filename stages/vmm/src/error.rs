@@ -13,12 +13,18 @@ use crate::config::VmmKind;
 const TAIL: usize = 4 << 10;
 
 /// The end of one log, as bytes: a guest writes what it likes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct LogTail {
     /// `console`, or the name of the program that wrote it.
     pub name: &'static str,
     /// At most 4 KiB.
     pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for LogTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.name, self.bytes.as_bstr())
+    }
 }
 
 /// The ends of a machine's logs, when it failed. `Display` makes them harmless to print.

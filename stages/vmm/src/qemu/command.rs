@@ -8,8 +8,9 @@ use crate::config::{Accelerator, Drive, MachineConfig};
 use crate::qemu::VHOST_SOCKET;
 
 /// q35 without what a guest of ours never looks at. Dropping the HPET costs nothing: guests have the ACPI PM timer and the TSC.
+/// (`graphics=off` stays out: the firmware would then speak on the serial line.)
 const MACHINE: &str =
-    "q35,sata=off,smbus=off,hpet=off,usb=off,vmport=off,smm=off,graphics=off,memory-backend=memory";
+    "q35,sata=off,smbus=off,hpet=off,usb=off,vmport=off,smm=off,memory-backend=memory";
 
 /// QEMU gives up what it will not need again, as a guest may break into it.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";

@@ -20,6 +20,9 @@ use crate::vsock::{Failed, SocketDir};
 /// How long the last words of a process that ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How long a guest that panicked may go on about it: its trace comes after the line that says so, and then it reboots.
+const TRACE: Duration = Duration::from_millis(500);
+
 pub(crate) struct QemuMachine {
     // In the order in which they are to end: QEMU first, so that its end is not blamed on the device's.
     qemu: Owned,
@@ -77,6 +80,9 @@ impl QemuMachine {
             }
         }
         if let Some(line) = self.console.panic() {
+            if self.qemu.0.wait(TRACE).is_some() {
+                self.console.wait_end(LAST_WORDS);
+            }
             return Err(VmmError::Panic {
                 line,
                 logs: self.logs(),

@@ -268,7 +268,9 @@ fn check(config: &MachineConfig) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// The ELF kernel if QEMU can start it, because nothing has to be decompressed then; else the compressed one.
+/// The ELF kernel if QEMU can start it, because nothing has to be decompressed then (1.3 s to the agent and not 1.6 s,
+/// emulated); else the compressed one. As under Firecracker, an ELF kernel runs where it was linked: it is the
+/// decompressor that does KASLR.
 fn choose_kernel(config: &MachineConfig) -> Result<PathBuf, VmmError> {
     let KernelChoice { path, why } = match pvh::check(&config.kernel.vmlinux) {
         Ok(Ok(())) => KernelChoice {
