@@ -1,7 +1,8 @@
 //! Times a scan of a directory against the least that a scan can do: getdents and statx of every
 //! name, from as many threads. `cargo run --release -p fcpipe-tree --example measure -- DIR [THREADS]`
 //!
-//! Each line: milliseconds, the best and the median of some runs.
+//! Each line: milliseconds, the best and the median of some runs, first on the clock, then of
+//! processor time (which other work on the host disturbs less).
 
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -102,16 +103,27 @@ fn layers(root: &Arc<Scan>) -> Vec<Layer> {
     ]
 }
 
-fn time<T, E>(run: impl FnOnce() -> Result<T, E>) -> Result<(T, f64), E> {
-    let start = Instant::now();
+/// Milliseconds on the clock and of processor time.
+type Took = (f64, f64);
+
+fn time<T, E>(run: impl FnOnce() -> Result<T, E>) -> Result<(T, Took), E> {
+    let (start, start_cpu) = (Instant::now(), processor());
     let result = run()?;
     let took = start.elapsed().as_secs_f64() * 1e3;
-    Ok((result, took))
+    Ok((result, (took, processor() - start_cpu)))
 }
 
-fn show(times: &mut [f64]) -> String {
-    times.sort_by(f64::total_cmp);
-    format!("{:8.1} {:8.1}", times[0], times[times.len() / 2])
+fn processor() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 * 1e3 + now.tv_nsec as f64 / 1e6
+}
+
+fn show(times: &mut [Took]) -> String {
+    let mut column = |of: fn(&Took) -> f64| {
+        times.sort_by(|a, b| of(a).total_cmp(&of(b)));
+        format!("{:8.1} {:8.1}", of(&times[0]), of(&times[times.len() / 2]))
+    };
+    format!("{}  cpu {}", column(|t| t.0), column(|t| t.1))
 }
 
 fn memory() -> Result<String, Failure> {

@@ -235,6 +235,9 @@ impl<'a> World<'a> {
         while let Some(name) = todo.pop_front() {
             if name == b".." {
                 if resolved.missing.pop().is_none() {
+                    if self.kind(resolved.end(self.root())) != Kind::Directory {
+                        return Err(self.not_a_directory(layer, &resolved));
+                    }
                     resolved.steps.pop();
                 }
                 continue;

@@ -13,6 +13,9 @@ use crate::sys;
 
 /// XATTR_LIST_MAX and XATTR_SIZE_MAX of <linux/limits.h>: nothing is larger.
 const MOST: usize = 65_536;
+/// What is asked for at first. The kernel allocates as much as it is asked for, and with `MOST` that
+/// took longer than all else.
+const USUAL: usize = 256;
 
 /// What one thread has read. Set 0 is the empty one.
 #[derive(Debug)]
@@ -72,7 +75,9 @@ impl Sets {
         if self.without == Some(mount) {
             return Ok(0);
         }
-        let listed = match sys::list_xattrs(dir, name, &mut self.names) {
+        let listed = match grown(&mut self.names, |buffer| {
+            sys::list_xattrs(dir, name, buffer)
+        }) {
             Ok(0) => return Ok(0),
             Ok(listed) => listed,
             Err(Errno::OPNOTSUPP) => {
@@ -103,7 +108,10 @@ impl Sets {
                 }
                 continue;
             }
-            match sys::get_xattr(dir, name, attribute, &mut self.value) {
+            let got = grown(&mut self.value, |buffer| {
+                sys::get_xattr(dir, name, attribute, buffer)
+            });
+            match got {
                 Ok(n) => set.push(Xattr {
                     name: attribute.to_bytes().to_vec(),
                     value: self.value[..n].to_vec(),
@@ -133,6 +141,17 @@ impl Sets {
         self.sets.push(set.clone());
         self.known.insert(set, number);
         number
+    }
+}
+
+/// Calls with the usual part of a buffer first, and with all of it where that is too small.
+fn grown(
+    buffer: &mut [u8],
+    call: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    match call(&mut buffer[..USUAL]) {
+        Err(Errno::RANGE) => call(buffer),
+        other => other,
     }
 }
 
