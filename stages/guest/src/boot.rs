@@ -14,7 +14,7 @@ use crate::agent::{Agent, Settings};
 use crate::cgroup::Cgroup;
 use crate::console::say;
 use crate::vsock::Listener;
-use crate::{loopback, serve};
+use crate::{loopback, serve, vsock};
 
 /// Where the initrd keeps modules; `order` lists their names.
 const MODULES: &str = "/modules";
@@ -67,6 +67,7 @@ fn run() -> Result<(), BootError> {
         cgroup,
     }));
     agent.start_reaper().map_err(BootError::Thread)?;
+    vsock::ring();
     serve::serve(&agent, |patience: Duration| listener.accept(patience));
     Ok(())
 }

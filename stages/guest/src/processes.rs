@@ -12,7 +12,7 @@ use fcpipe_proto::process::Signal;
 use fcpipe_proto::pump::Stop;
 use fcpipe_proto::{ExitStatus, ProcessId};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait};
 
 use crate::sys;
 
@@ -195,7 +195,7 @@ impl Processes {
     /// The reaper's life: waits for every child, the host's and orphans that come to init.
     pub(crate) fn reap(&self, say: impl Fn(ProcessId, ExitStatus)) -> ! {
         loop {
-            match waitpid(None, WaitOptions::empty()) {
+            match wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) => {
                     if let Some(status) = exit_status(status) {
                         self.ended(pid, status, &say);

@@ -1,12 +1,14 @@
 //! The agent's side of a process's start: pipes, namespaces, the new process, its streams.
 //!
-//! It runs on a thread of its own for each process, because that thread's PID namespace for
-//! children is changed, and because a start can take as long as the disk it reads from.
+//! It runs on a thread of its own for each process, because a start can take as long as the disk
+//! it reads from. The new process is born of yet another thread: one whose PID namespace for
+//! children was changed cannot make threads any more (clone(2), "EINVAL").
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
@@ -132,30 +134,21 @@ fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result
         their_stdout.as_fd(),
         their_stderr.as_fd(),
     ];
-    let container = match &place {
-        Place::New(container) => {
-            unshare(CloneFlags::CLONE_NEWPID)
-                .map_err(|e| setup("a new PID namespace", &e.into()))?;
-            Some(container)
-        }
-        Place::Beside(init) => {
-            setns(init, CloneFlags::CLONE_NEWPID)
-                .map_err(|e| setup("joining the PID namespace", &e.into()))?;
-            fds.push(init.as_fd());
-            None
-        }
-    };
+    if let Place::Beside(init) = &place {
+        fds.push(init.as_fd());
+    }
     let (mut control, theirs) = UnixStream::pair().map_err(|e| setup("making a socket", &e))?;
     let stop_too = StreamsOf {
         stop: Arc::clone(&stop),
         stdin: streams.stdin.clone(),
     };
     let pid = agent.processes.spawn(start.id, stop_too, || {
-        let theirs = Stdio::from(OwnedFd::from(theirs));
-        let mut command = Command::new(&agent.settings.program);
-        command.arg(container::ARGUMENT).env_clear().stdin(theirs);
-        // Not waited for here: the reaper waits for all children.
-        command.spawn().map(|child| child.id())
+        let bear = || bear(&agent.settings.program, OwnedFd::from(theirs), &place);
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("bear".to_owned());
+            let born = thread.spawn_scoped(scope, bear)?.join();
+            born.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        })
     });
     let pid = pid.map_err(|e| setup("starting a process", &e))?;
     if let Some(cgroup) = &agent.settings.cgroup
@@ -166,7 +159,10 @@ fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result
 
     let orders = OrdersRef {
         process: &start.process,
-        container: container.map(|c| &**c),
+        container: match &place {
+            Place::New(container) => Some(container),
+            Place::Beside(_) => None,
+        },
     };
     let told = handoff::send(&mut control, &orders, &fds);
     drop((their_stdin, their_stdout, their_stderr));
@@ -186,6 +182,19 @@ fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result
         )),
         Err(e) => Err(setup("talking to the new process", &e)),
     }
+}
+
+/// Runs this program as a container process, in the PID namespace where it belongs. The calling
+/// thread is of no other use afterwards.
+fn bear(program: &Path, control: OwnedFd, place: &Place) -> io::Result<u32> {
+    match place {
+        Place::New(_) => unshare(CloneFlags::CLONE_NEWPID)?,
+        Place::Beside(init) => setns(init, CloneFlags::CLONE_NEWPID)?,
+    }
+    let mut command = Command::new(program);
+    command.arg(container::ARGUMENT).env_clear().stdin(control);
+    // Not waited for here: the reaper waits for all children.
+    command.spawn().map(|child| child.id())
 }
 
 /// As [`handoff::Orders`], borrowed.

@@ -2,11 +2,13 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
 use std::time::Duration;
 
-use fcpipe_proto::Stream;
+use fcpipe_proto::{READY_PORT, Stream};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, getpeername, listen,
+    socket,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -53,6 +55,21 @@ impl Listener {
         let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
         Ok((peer.cid() == HOST).then_some(VsockStream(fd)))
     }
+}
+
+/// Rings at the host: the agent listens. A host that has no doorbell refuses, and dials anyway.
+pub fn ring() {
+    let ringing = thread::Builder::new().name("ring".to_owned()).spawn(|| {
+        let fd = socket(
+            AddressFamily::Vsock,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        connect(fd.as_raw_fd(), &VsockAddr::new(HOST, READY_PORT))
+    });
+    // Without a thread there is soon no agent either.
+    drop(ringing);
 }
 
 /// A connection to the host.

@@ -5,13 +5,11 @@
 //! `docs/vsock.md`, "Host-initiated connections").
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
-
+use super::unix_path;
 use crate::error::ProtoError;
 
 /// Between two attempts.
@@ -22,7 +20,9 @@ const ATTEMPT: Duration = Duration::from_millis(500);
 /// The longest answer is `OK 4294967295\n`.
 const MAX_ANSWER: usize = 32;
 
-/// Connects to `port` of the guest behind `socket`, again and again until the guest accepts.
+/// Connects to `port` of the guest behind `socket`, again and again until the guest accepts. Wait
+/// for the guest with a [`Doorbell`](super::Doorbell) first: then the first attempt succeeds.
+///
 /// `alive` is asked between attempts: an error of it (the VMM has ended, the launch is cancelled)
 /// ends them.
 ///
@@ -52,7 +52,7 @@ pub fn dial<E: From<ProtoError>>(
 
 /// One attempt; `None` where nobody is there yet.
 fn attempt(socket: &Path, port: u32, patience: Duration) -> Result<Option<UnixStream>, ProtoError> {
-    let Ok(mut stream) = connect(socket) else {
+    let Ok(mut stream) = unix_path::short(socket, |short| UnixStream::connect(short)) else {
         return Ok(None);
     };
     let option = |e| ProtoError::io("setting the connection's timeout", &e);
@@ -91,22 +91,6 @@ fn attempt(socket: &Path, port: u32, patience: Duration) -> Result<Option<UnixSt
     stream.set_read_timeout(None).map_err(option)?;
     stream.set_write_timeout(None).map_err(option)?;
     Ok(Some(stream))
-}
-
-/// Connects by way of the directory's descriptor where the path is longer than the 108 bytes that
-/// a socket address holds.
-fn connect(socket: &Path) -> std::io::Result<UnixStream> {
-    const LONGEST: usize = 107;
-    if socket.as_os_str().len() <= LONGEST {
-        return UnixStream::connect(socket);
-    }
-    let (Some(parent), Some(name)) = (socket.parent(), socket.file_name()) else {
-        return UnixStream::connect(socket);
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent: OwnedFd = rustix::fs::open(parent, flags, Mode::empty())?;
-    let short = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
-    UnixStream::connect(short.join(name))
 }
 
 #[cfg(test)]
