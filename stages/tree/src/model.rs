@@ -9,6 +9,8 @@
 //! its first). Equal content has equal numbers, whatever order the scan found it in.
 
 mod builder;
+#[cfg(test)]
+mod tests;
 pub(crate) mod writer;
 
 use std::sync::OnceLock;
