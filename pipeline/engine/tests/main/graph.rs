@@ -585,3 +585,25 @@ fn a_token_cancelled_from_outside_fails_what_is_added_later() {
         FailureKind::Cancelled
     );
 }
+
+#[test]
+fn what_changed_is_told_against_the_last_launch_and_not_the_last_one_that_ran() {
+    let place = Place::new();
+    let changed = |salt| {
+        let (finished, ..) = chain(&place, CacheMode::Auto, 4, salt);
+        finished.result.unwrap();
+        let changed = finished.explained.into_iter().nth(2).unwrap().changed;
+        changed.map(|c| {
+            c.into_iter()
+                .map(|c| (c.was.unwrap(), c.is.unwrap()))
+                .collect::<Vec<_>>()
+        })
+    };
+    let from_to = |was: u64, is: u64| Some(vec![(was.to_string(), is.to_string())]);
+    assert_eq!(changed(1), None);
+    assert_eq!(changed(2), from_to(1, 2));
+    // A hit, and still the last launch from here on.
+    assert_eq!(changed(1), from_to(2, 1));
+    assert_eq!(changed(3), from_to(1, 3));
+    assert_eq!(changed(3), Some(vec![]));
+}

@@ -251,7 +251,7 @@ fn a_claim_is_never_taken_for_dead() {
             .map(|id| {
                 let state = &state;
                 scope.spawn(move || {
-                    for _ in 0..300 {
+                    for _ in 0..150 {
                         // The id is free again as soon as `remove` has returned.
                         let launch = LaunchDir::claim(state, id).unwrap();
                         std::thread::yield_now();

@@ -112,7 +112,7 @@ fn dags() -> impl Strategy<Value = (Dag, Vec<Edit>)> {
 fn cached_runs_equal_uncached_evaluation_and_run_only_what_changed() {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed());
     let config = Config {
-        cases: 60,
+        cases: 30,
         failure_persistence: None,
         ..Config::default()
     };

@@ -336,10 +336,12 @@ fn row_39_without_o_tmpfile_it_works_and_clears_up() {
     let tmp = place.cache().join("v1/tmp");
     fs::write(tmp.join("1.dead"), "x").unwrap();
     fs::write(tmp.join("2.alive"), "x").unwrap();
+    fs::write(place.cache().join("v1/locks/dead"), "").unwrap();
     let alive = fs::File::open(tmp.join("2.alive")).unwrap();
     rustix::fs::flock(&alive, rustix::fs::FlockOperation::LockShared).unwrap();
     drop(open());
     assert_eq!(only_file(&tmp), tmp.join("2.alive"));
+    assert_eq!(place.count("locks"), 0);
     drop(alive);
     eventually(|| {
         drop(open());
