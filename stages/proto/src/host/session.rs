@@ -158,7 +158,7 @@ impl Session {
     /// Why the connection ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<ProtoError> {
-        self.shared.lock().ended.clone()
+        self.shared.mux.error()
     }
 
     /// Ends the connection at once; whatever waits on it fails with [`ProtoError::Ended`]. Any
