@@ -13,11 +13,21 @@ use nix::libc;
 /// Gives every signal its default action and blocks none. The Rust runtime ignores SIGPIPE, and
 /// an ignored signal stays ignored across execve(2).
 pub fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. Numbers that cannot be changed (KILL, STOP, those of
-        // the C library) are refused with an error, which is of no interest.
+    // `struct sigaction` as the kernel has it on 64-bit machines: handler (0 is SIG_DFL), flags,
+    // restorer, mask. The C library's own call refuses the signals that it uses itself, and those
+    // can be inherited as ignored, too.
+    let default = [0_u64; 4];
+    for signal in 1..=64_i32 {
+        // SAFETY: no handler is installed; the kernel reads 32 bytes and is told the true size of
+        // the mask. It refuses KILL and STOP, which have their default action anyway.
         unsafe {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
         }
     }
     // SAFETY: the set is a plain bit field, valid when zeroed and initialised by sigemptyset; both
