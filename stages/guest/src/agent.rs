@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fcpipe_proto::guest::Connection;
+use fcpipe_proto::guest::{Connection, linger};
 use fcpipe_proto::message::{GuestMessage, HelloReply, HostMessage, Start};
 use fcpipe_proto::mux::Mux;
 use fcpipe_proto::{Failure, FailureKind, GuestConfig, PROTOCOL, ProcessId, ProtoError};
@@ -24,6 +24,9 @@ use crate::sys;
 
 /// How long killed processes may take to end.
 const END: Duration = Duration::from_secs(5);
+
+/// How long a host may take to hang up once it has its last answer.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the agent finds itself in: a VM, or a test.
 pub struct Settings {
@@ -161,42 +164,70 @@ impl Agent {
         }
     }
 
+    /// Reads requests. What may take long is done on other threads, so that the host's next
+    /// request, a kill or a question whether anybody is alive, is always answered.
     fn serve_requests(self: &Arc<Self>, mut connection: Connection) -> Outcome {
+        let mut ending = None;
         loop {
-            let request = match connection.request() {
-                Ok(request) => request,
-                Err(e) => return Outcome::Lost(e),
-            };
-            let handled = match request {
-                HostMessage::Configure(config) => {
-                    connection.answer(&match self.configure(config) {
-                        Ok(()) => GuestMessage::Configured,
-                        Err(failure) => GuestMessage::ConfigureFailed { failure },
+            let handled = match connection.request() {
+                Err(lost) => match ending {
+                    None => return Outcome::Lost(lost),
+                    Some(ending) => {
+                        // A thread that panicked has reset the machine.
+                        let _ = JoinHandle::join(ending);
+                        return Outcome::Shutdown;
+                    }
+                },
+                Ok(HostMessage::Configure(config)) => self
+                    .aside(&connection, move |agent, mux| {
+                        let answer = match agent.configure(config) {
+                            Ok(()) => GuestMessage::Configured,
+                            Err(failure) => GuestMessage::ConfigureFailed { failure },
+                        };
+                        // A host that has gone needs no answer.
+                        let _ = mux.send(&answer, "an answer");
                     })
-                }
-                HostMessage::Start(start) => self.start(&connection, *start),
-                HostMessage::Signal {
+                    .map(drop),
+                Ok(HostMessage::Start(start)) => self.start(&connection, *start),
+                Ok(HostMessage::Signal {
                     request,
                     process,
                     signal,
                     all,
-                } => {
+                }) => {
                     let outcome = self.processes.signal(process, signal, all);
                     connection.answer(&GuestMessage::Signalled { request, outcome })
                 }
-                HostMessage::Shutdown => {
-                    let clean = self.end();
-                    // Without a host the machine is reset as well.
-                    let _ = connection.answer(&GuestMessage::Stopped { clean });
-                    connection.finish(Duration::from_secs(1));
-                    return Outcome::Shutdown;
+                Ok(HostMessage::Shutdown) if ending.is_none() => {
+                    let end = self.aside(&connection, |agent, mux| {
+                        let clean = agent.end();
+                        // Without a host the machine is reset as well.
+                        let _ = mux.send(&GuestMessage::Stopped { clean }, "an answer");
+                        linger(mux, FAREWELL);
+                    });
+                    end.map(|thread| ending = Some(thread))
                 }
-                HostMessage::Hello(_) | HostMessage::Ping => Ok(()),
+                Ok(HostMessage::Shutdown | HostMessage::Hello(_) | HostMessage::Ping) => Ok(()),
             };
             if let Err(e) = handled {
-                return Outcome::Lost(e);
+                connection.mux().end(e);
             }
         }
+    }
+
+    fn aside(
+        self: &Arc<Self>,
+        connection: &Connection,
+        work: impl FnOnce(&Self, &Mux) + Send + 'static,
+    ) -> Result<JoinHandle<()>, ProtoError> {
+        let (agent, mux) = (Arc::clone(self), Arc::clone(connection.mux()));
+        let thread = thread::Builder::new().name("request".to_owned());
+        let started = thread.spawn(move || work(&agent, &mux));
+        started.map_err(|e| ProtoError::Io {
+            action: "starting a thread",
+            kind: e.kind(),
+            reason: e.to_string(),
+        })
     }
 
     fn configure(&self, config: Box<GuestConfig>) -> Result<(), Failure> {
@@ -264,10 +295,17 @@ impl Agent {
             cgroup.kill();
         }
         let container = std::mem::replace(&mut *self.container(), ContainerState::Over);
-        match container {
-            ContainerState::Ready { root, .. } => root.release() && ended,
-            ContainerState::None | ContainerState::Over => ended,
+        if !ended {
+            say("processes of the container do not end");
         }
+        let released = match container {
+            ContainerState::Ready { root, .. } => root.release(),
+            ContainerState::None | ContainerState::Over => Ok(()),
+        };
+        if let Err(e) = &released {
+            say(&format!("the root disk is still in use: {e}"));
+        }
+        ended && released.is_ok()
     }
 }
 

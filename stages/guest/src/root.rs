@@ -42,7 +42,8 @@ impl Root {
             Writes::Overlay => this.mount_overlay(base, root),
         };
         if let Err(failure) = result {
-            this.unmount_all();
+            // What stays mounted is of no use, and the machine ends soon.
+            let _ = this.unmount_all();
             return Err(failure);
         }
         Ok(this)
@@ -113,38 +114,42 @@ impl Root {
         Ok(())
     }
 
-    /// Writes everything back and lets the disk go; `true` when it is free of the file system, so
+    /// Writes everything back and lets the disk go. After that it is free of the file system, so
     /// that nothing more can be written.
-    pub(crate) fn release(mut self) -> bool {
+    ///
+    /// # Errors
+    /// What still holds it after [`RELEASE`]; all was written back even so.
+    pub(crate) fn release(mut self) -> io::Result<()> {
         let deadline = Instant::now() + RELEASE;
-        while !self.unmount_all() && Instant::now() < deadline {
+        let mut released = self.unmount_all();
+        while released.is_err() && Instant::now() < deadline {
             sleep(STEP);
+            released = self.unmount_all();
         }
         rustix::fs::sync();
+        released?;
         // The container's mount namespace may still be on its way out: its copy of the mount
         // claims the disk until then.
-        while self.mounts.is_empty() && Instant::now() < deadline {
-            match OpenOptions::new()
+        loop {
+            let mut claim = OpenOptions::new();
+            match claim
                 .read(true)
                 .custom_flags(nix::libc::O_EXCL)
                 .open(&self.disk)
             {
-                Ok(_) => return true,
-                Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => sleep(STEP),
-                Err(_) => return false,
+                Ok(_) => return Ok(()),
+                Err(e) if Instant::now() >= deadline => return Err(e),
+                Err(_) => sleep(STEP),
             }
         }
-        false
     }
 
-    fn unmount_all(&mut self) -> bool {
+    fn unmount_all(&mut self) -> io::Result<()> {
         while let Some(last) = self.mounts.last() {
-            if unmount(last, UnmountFlags::empty()).is_err() {
-                return false;
-            }
+            unmount(last, UnmountFlags::empty())?;
             self.mounts.pop();
         }
-        true
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ use nix::sys::socket::{
     socket,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
 
@@ -48,12 +49,33 @@ impl Listener {
             tv_sec: 1,
             tv_nsec: 0,
         });
-        if poll(&mut fds, Some(&patience))? == 0 {
+        if !matches!(poll(&mut fds, Some(&patience)), Ok(1)) {
             return Ok(None);
         }
-        let fd = accept_with(&self.0, SocketFlags::CLOEXEC)?;
-        let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
-        Ok((peer.cid() == HOST).then_some(VsockStream(fd)))
+        let fd = match accept_with(&self.0, SocketFlags::CLOEXEC) {
+            Ok(fd) => fd,
+            // Of this connection or this moment, not of the socket (accept(2), "Error handling").
+            Err(
+                Errno::INTR
+                | Errno::AGAIN
+                | Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::NOMEM
+                | Errno::NOBUFS
+                | Errno::MFILE
+                | Errno::NFILE,
+            ) => {
+                // What is short now may not be later; the connection waits.
+                thread::sleep(Duration::from_millis(5));
+                return Ok(None);
+            }
+            Err(e) => return Err(e.into()),
+        };
+        // One that is gone already has no peer.
+        let peer: Option<VsockAddr> = getpeername(fd.as_raw_fd()).ok();
+        Ok(peer
+            .is_some_and(|peer| peer.cid() == HOST)
+            .then_some(VsockStream(fd)))
     }
 }
 

@@ -108,24 +108,18 @@ impl Connection {
     pub fn mux(&self) -> &Arc<Mux> {
         &self.mux
     }
+}
 
-    /// Waits until all that was sent has gone out and the host has hung up, or `patience` is
-    /// over: the machine may be reset then.
-    pub fn finish(mut self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        // Whether or not all went out in time, there is no more to do.
-        let _ = self.mux.flush(deadline);
-        let mux = Arc::clone(&self.mux);
-        let timer = thread::Builder::new()
-            .name("proto-finish".to_owned())
-            .spawn(move || {
-                thread::sleep(patience);
-                mux.end(ProtoError::Ended);
-            });
-        if timer.is_ok() {
-            while self.request().is_ok() {}
-        }
+/// Waits until all that was sent has gone out and the host has hung up, or `patience` is over, and
+/// ends the connection: the machine may be reset then. Another thread must still be reading.
+pub fn linger(mux: &Mux, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    // Whether or not all went out in time, there is no more to do.
+    let _ = mux.flush(deadline);
+    while mux.error().is_none() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(2));
     }
+    mux.end(ProtoError::Ended);
 }
 
 impl Drop for Connection {

@@ -191,6 +191,18 @@ impl Guest {
         }
     }
 
+    /// As [`Guest::connect`], when another session has just ended: the agent sees that a moment
+    /// later.
+    pub(crate) fn reconnect(&self) -> Session {
+        let deadline = soon();
+        loop {
+            match self.connect() {
+                Err(ProtoError::Busy) => assert!(Instant::now() < deadline),
+                other => return other.unwrap(),
+            }
+        }
+    }
+
     /// With the usual configuration.
     pub(crate) fn configured(mut self) -> Self {
         let session = self.connect().unwrap();

@@ -185,7 +185,7 @@ fn a_disk_that_is_not_there_or_not_what_was_said_is_an_error_as_root() {
     };
     assert!(failure.to_string().contains("disk 3"), "{failure}");
     drop(session);
-    let session = guest.connect().unwrap();
+    let session = guest.reconnect();
     let mut other = config();
     other.root.fstype = "nosuchfs".to_owned();
     let Err(ProtoError::Failed(failure)) = session.configure(&other, soon()) else {

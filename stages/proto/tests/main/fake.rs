@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fcpipe_proto::frame::{Stdio, StreamId};
-use fcpipe_proto::guest::Connection;
+use fcpipe_proto::guest::{Connection, linger};
 use fcpipe_proto::host::{self, Session};
 use fcpipe_proto::message::{GuestMessage, HelloReply, HostMessage, SignalOutcome, Start};
 use fcpipe_proto::mux::{Inlet, Mux, Outlet};
@@ -132,8 +132,9 @@ fn run(stream: UnixStream) -> ProtoError {
                 connection
                     .answer(&GuestMessage::Stopped { clean: true })
                     .unwrap();
-                connection.finish(Duration::from_secs(5));
-                return ProtoError::Ended;
+                let mux = Arc::clone(connection.mux());
+                thread::spawn(move || linger(&mux, Duration::from_secs(60)));
+                continue;
             }
             Ok(other) => panic!("{other:?}"),
         };

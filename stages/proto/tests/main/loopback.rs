@@ -210,7 +210,7 @@ fn a_program_that_is_not_found_is_a_failure_with_its_name() {
 fn shutdown_is_answered_before_the_connection_ends() {
     let (session, guest) = session();
     assert!(session.shutdown(soon()).unwrap());
-    assert_eq!(guest.join().unwrap(), ProtoError::Ended);
+    assert_eq!(guest.join().unwrap(), ProtoError::Closed);
 }
 
 #[test]
