@@ -140,3 +140,37 @@ fn wait(
     }
     Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::frame::{self, StreamId};
+    use crate::mux::{Mux, Side};
+    use crate::process::ProcessId;
+
+    /// How many of five bytes a pump that is stopped before it begins has left in the pipe.
+    fn left(at_stop: AtStop) -> usize {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let mux = Mux::new(&a, Side::Host, 100).unwrap();
+        let outlet = mux.open_out(StreamId::new(ProcessId::INIT, frame::Stdio::In));
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&write, b"five!").unwrap();
+        let stop = Stop::new().unwrap();
+        stop.set();
+        assert_eq!(send_fd(&read, &outlet.unwrap(), &stop, at_stop), None);
+        drop(write);
+        rustix::io::read(&read, &mut [0; 10]).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_reads_any_more_stays_with_its_owner() {
+        assert_eq!(left(AtStop::Leave), 5);
+    }
+
+    #[test]
+    fn what_a_process_wrote_before_its_end_is_sent() {
+        assert_eq!(left(AtStop::Drain), 0);
+    }
+}

@@ -33,6 +33,8 @@ fn agent_process() {
         return;
     };
     let (dir, disk) = (PathBuf::from(dir), PathBuf::from(disk));
+    // It ends with the test's thread, however that ends.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     let private =
         rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
@@ -249,8 +251,10 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // The end of the mount namespace frees the loop device; its processes are init's then.
-        drop(self.session.take());
+        // What still runs in the container is not left to the host.
+        if let Some(session) = self.session.take() {
+            let _ = session.shutdown(Instant::now() + Duration::from_secs(10));
+        }
         let _ = self.agent.kill();
         let _ = self.agent.wait();
         let _ = Command::new("losetup").arg("-d").arg(&self.disk).status();

@@ -133,6 +133,7 @@ mod tests {
     fn row_44_a_vmm_that_answers_nonsense_is_named() {
         for nonsense in [
             &b"HTTP/1.1 400 Bad Request\r\n\r\n................."[..],
+            b"OK 12345678901234567890123456789012345678901234567890",
             b"OK \n",
             b"NO\n",
         ] {
