@@ -19,6 +19,12 @@ const BOOT: &str = "boot";
 /// What tells the test that is the agent's process where to serve, and from which disk.
 const DIR: &str = "FCPIPE_TEST_AGENT_DIR";
 const DISK: &str = "FCPIPE_TEST_AGENT_DISK";
+/// The PID namespace of the tests, in which the agent must not be: they kill everything in theirs.
+const NOT_IN: &str = "FCPIPE_TEST_AGENT_NOT_IN";
+
+fn pid_namespace() -> PathBuf {
+    fs::read_link("/proc/self/ns/pid").unwrap()
+}
 
 /// Far more than anything here needs: it is reached by what hangs.
 pub(crate) fn soon() -> Instant {
@@ -33,8 +39,13 @@ fn agent_process() {
         return;
     };
     let (dir, disk) = (PathBuf::from(dir), PathBuf::from(disk));
-    // It ends with the test's thread, however that ends.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+    let outside = std::env::var_os(NOT_IN).unwrap();
+    assert_ne!(pid_namespace(), Path::new(&outside));
+    // It ends with the test, however that ends: its standard input is a pipe of the test's.
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(0);
+    });
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     let private =
         rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
@@ -73,6 +84,8 @@ fn missing() -> Option<&'static str> {
         Some("not root")
     } else if !program("mke2fs") {
         Some("no mke2fs")
+    } else if !program("unshare") {
+        Some("no unshare")
     } else if !program("losetup") || !Path::new("/dev/loop-control").exists() {
         Some("no loop devices")
     } else if !Path::new("/bin/busybox").exists() {
@@ -161,7 +174,20 @@ impl Guest {
             .unwrap();
         assert!(attached.status.success(), "{attached:?}");
         let disk = PathBuf::from(std::str::from_utf8(&attached.stdout).unwrap().trim());
-        let agent = Command::new(std::env::current_exe().unwrap())
+        // The agent is in namespaces of its own before it makes any: whatever it forgets to do,
+        // what runs in its container cannot kill, rename or unmount anything of the host's. The
+        // shell is PID 1, and its end is the end of all.
+        let agent = Command::new("unshare")
+            .args([
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--uts",
+                "--ipc",
+            ])
+            .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
+            .arg(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "agent::agent_process",
@@ -170,6 +196,8 @@ impl Guest {
             ])
             .env(DIR, dir.path())
             .env(DISK, &disk)
+            .env(NOT_IN, pid_namespace())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -255,7 +283,8 @@ impl Drop for Guest {
         if let Some(session) = self.session.take() {
             let _ = session.shutdown(Instant::now() + Duration::from_secs(10));
         }
-        let _ = self.agent.kill();
+        // Without its standard input it ends.
+        drop(self.agent.stdin.take());
         let _ = self.agent.wait();
         let _ = Command::new("losetup").arg("-d").arg(&self.disk).status();
     }
