@@ -9,7 +9,7 @@ use fcpipe_proto::message::SignalOutcome;
 use fcpipe_proto::process::Signal;
 use fcpipe_proto::{FailureKind, Process, ProtoError, Rlimit};
 
-use crate::agent::{Guest, sh};
+use crate::agent::{Guest, Kept, sh};
 
 #[test]
 fn streams_are_apart_and_the_exit_code_is_the_process_s_as_root() {
@@ -219,6 +219,45 @@ fn row_64_a_blocked_stdout_keeps_nobody_else_waiting_as_root() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     assert_eq!(init.exit_status().unwrap().shell_code(), 137);
+}
+
+#[test]
+fn row_46_what_waits_in_the_pipe_at_the_exit_still_comes_as_root() {
+    /// Keeps what is written, once the other end of the channel is dropped.
+    struct Late(std::sync::mpsc::Receiver<()>, Kept);
+    impl Write for Late {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    // More than a blocked reader, the window and the agent's buffer hold (64 + 256 + 64 KiB), and
+    // less than the pipe holds besides (64 KiB): the process ends, and the pipe is not empty.
+    const BYTES: usize = 430_000;
+    let Some(guest) = Guest::new().map(Guest::configured) else {
+        return;
+    };
+    let (go, late) = std::sync::mpsc::channel();
+    let kept = Kept::default();
+    let stdio = fcpipe_proto::host::Stdio {
+        stdin: None,
+        stdout: Box::new(Late(late, kept.clone())),
+        stderr: Box::new(std::io::sink()),
+    };
+    let process = sh(&format!("head -c {BYTES} /dev/zero"));
+    let soon = crate::agent::soon;
+    let running = guest.session().start(&process, stdio, soon()).unwrap();
+    let until = soon();
+    while running.exit_status().is_none() {
+        assert!(std::time::Instant::now() < until, "it cannot end");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    drop(go);
+    running.wait(Some(soon())).unwrap();
+    assert_eq!(kept.bytes().len(), BYTES);
 }
 
 #[test]
