@@ -234,9 +234,11 @@ fn row_46_what_waits_in_the_pipe_at_the_exit_still_comes_as_root() {
             Ok(())
         }
     }
-    // More than a blocked reader, the window and the agent's buffer hold (64 + 256 + 64 KiB), and
-    // less than the pipe holds besides (64 KiB): the process ends, and the pipe is not empty.
-    const BYTES: usize = 430_000;
+    // The first byte blocks the reader, the next ones use up the window and block the agent; the
+    // last ones stay in the pipe, which holds 64 KiB.
+    const SCRIPT: &str =
+        "echo; sleep 0.3; head -c 272144 /dev/zero; sleep 0.3; head -c 20000 /dev/zero";
+    const BYTES: usize = 1 + 272_144 + 20_000;
     let Some(guest) = Guest::new().map(Guest::configured) else {
         return;
     };
@@ -247,9 +249,8 @@ fn row_46_what_waits_in_the_pipe_at_the_exit_still_comes_as_root() {
         stdout: Box::new(Late(late, kept.clone())),
         stderr: Box::new(std::io::sink()),
     };
-    let process = sh(&format!("head -c {BYTES} /dev/zero"));
     let soon = crate::agent::soon;
-    let running = guest.session().start(&process, stdio, soon()).unwrap();
+    let running = guest.session().start(&sh(SCRIPT), stdio, soon()).unwrap();
     let until = soon();
     while running.exit_status().is_none() {
         assert!(std::time::Instant::now() < until, "it cannot end");
