@@ -97,9 +97,8 @@ pub(crate) fn encode_tree(seed: Seed, pieces: &[Piece], tree: &[Piece], out: &mu
             for (block, count) in level.into_iter().zip(fills(extents)) {
                 let mut first = None;
                 fill(seed, block, depth, count, || {
-                    leaves.next().map(|leaf| {
+                    leaves.next().inspect(|leaf| {
                         first.get_or_insert(leaf.ee_block.get());
-                        leaf
                     })
                 });
                 here.extend(first);

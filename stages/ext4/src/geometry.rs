@@ -83,7 +83,7 @@ impl Geometry {
         geometry.release(at, blocks);
         let tail = geometry.free.last().map_or(0, |run| run.len());
         // A tail that is not part of a longer run would be of no use.
-        if groups > 1 && blocks % BLOCKS_PER_GROUP != 0 && tail < MIN_TAIL {
+        if groups > 1 && !blocks.is_multiple_of(BLOCKS_PER_GROUP) && tail < MIN_TAIL {
             return None;
         }
         Some(geometry)

@@ -19,7 +19,9 @@
 //! - `placement`: the place of every block of content; `extents`: how an inode finds them;
 //! - `encode`: all of it as bytes, in parallel.
 
+mod allocate;
 mod checksum;
+mod copy;
 mod dirs;
 mod encode;
 mod error;
@@ -29,6 +31,7 @@ mod hash;
 mod ids;
 mod layout;
 mod map;
+mod mke2fs;
 mod numbers;
 mod ondisk;
 mod options;
@@ -38,8 +41,11 @@ mod xattrs;
 
 pub(crate) use ids::InodeNo;
 
+pub use allocate::{Durability, OutputError, OutputFile, allocate};
+pub use copy::{CopyError, CopyOptions, CopyReport, Progress, Silent, digest_file, write_image};
 pub use error::{LayoutError, LayoutWarning, XattrProblem};
 
 pub use layout::{Layout, layout};
 pub use map::*;
+pub use mke2fs::{Mke2fsError, Sizing, build as mke2fs};
 pub use options::{FORMAT_VERSION, Label, Options};

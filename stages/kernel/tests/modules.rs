@@ -95,12 +95,13 @@ fn a_soft_circle_is_cut_and_a_hard_one_is_an_error() {
             "kernel/fs/ext4/ext4.ko",
             module("ext4", "jbd2", &["softdep=pre: helper"]),
         ),
-        ("kernel/lib/helper.ko", module("helper", "ext4", &[])),
+        ("kernel/lib/helper.ko", module("helper", "spare,ext4", &[])),
+        ("kernel/lib/spare.ko", module("spare", "", &[])),
     ]);
     let kernel = lab.import_with_modules(&files).unwrap();
     assert!(
         order(&kernel).ends_with(&["jbd2", "ext4"]),
-        "{:?}",
+        "neither helper nor what came with it: {:?}",
         order(&kernel)
     );
 

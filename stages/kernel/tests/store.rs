@@ -88,7 +88,7 @@ fn a_damaged_kernel_is_reported_and_repaired_by_importing_it_again() {
     let kernel = lab.import_with_modules(&usual_modules()).unwrap();
     let victim = kernel.modules[0].path.clone();
     let json = kernel.vmlinux.with_file_name("kernel.json");
-    let damages: [&dyn Fn(); 5] = [
+    let damages: [&dyn Fn(); 6] = [
         &|| std::fs::remove_file(&victim).unwrap(),
         &|| {
             std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -104,6 +104,14 @@ fn a_damaged_kernel_is_reported_and_repaired_by_importing_it_again() {
             let text = std::fs::read_to_string(&json).unwrap();
             std::fs::remove_file(&json).unwrap();
             std::fs::write(&json, text.replace("jbd2", "jbd3")).unwrap();
+        },
+        // All files are as they were, only the order of loading is not.
+        &|| {
+            let mut value: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+            value["modules"].as_array_mut().unwrap().reverse();
+            std::fs::remove_file(&json).unwrap();
+            std::fs::write(&json, value.to_string()).unwrap();
         },
     ];
     for (n, damage) in damages.iter().enumerate() {
@@ -167,6 +175,8 @@ fn what_a_killed_import_left_is_cleared_by_the_next() {
     let lab = Lab::new();
     std::fs::create_dir_all(lab.store.dir().join(".tmp-dead/modules")).unwrap();
     assert!(lab.store.list().unwrap().kernels.is_empty());
+    lab.import(b"no kernel").unwrap_err();
+    assert_eq!(lab.stored(), [".lock"], "even if that fails");
     let kernel = import(&lab, "6.1.0");
     assert_eq!(lab.stored(), [".lock", kernel.id.as_str()]);
 }

@@ -250,7 +250,7 @@ mod tests {
             .map(|i| format!("{i:0255}").into_bytes())
             .collect();
         // 13 names a leaf: 507 leaves in the root, and one more needs a level.
-        assert_eq!(tree_of(&names[..13 * 507]).levels, []);
+        assert_eq!(tree_of(&names[..13 * 507]).levels, [0u32; 0]);
         assert_eq!(tree_of(&names[..13 * 507 + 1]).levels, [2]);
         assert!(!tree_of(&names).is_large());
     }

@@ -87,7 +87,8 @@ fn encode_item(decided: &Decided<'_>, item: Item, inode: &mut Inode) {
         let block = decided.placement.of_xattr_block[block as usize];
         inode.i_file_acl_lo = (block as u32).into();
         inode.l_i_file_acl_high = ((block >> 32) as u16).into();
-        add_blocks(inode, 1);
+        let outside = content.xattrs.outside_blocks(tree.xattr_set(node));
+        add_blocks(inode, 1 + outside);
     }
 }
 

@@ -296,8 +296,8 @@ impl Decided<'_> {
                 out,
             ),
             Section::Value(i, n) => {
-                let all = content.xattrs.values[i as usize].bytes.chunks(BLOCK);
-                if let Some(bytes) = all.skip(n as usize).next() {
+                let mut all = content.xattrs.values[i as usize].bytes.chunks(BLOCK);
+                if let Some(bytes) = all.nth(n as usize) {
                     out[..bytes.len()].copy_from_slice(bytes);
                 }
             }

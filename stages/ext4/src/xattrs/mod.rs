@@ -190,6 +190,19 @@ impl<'t> Xattrs<'t> {
         self.sets.get(number as usize).unwrap_or(EMPTY)
     }
 
+    /// Blocks that a set's values outside take. Each inode with the set counts them as its own,
+    /// though they are there once.
+    pub(crate) fn outside_blocks(&self, set: u32) -> u64 {
+        let outside = self
+            .set(set)
+            .in_block
+            .iter()
+            .filter_map(|attr| attr.outside);
+        outside
+            .map(|value| self.values[value as usize].bytes.len().div_ceil(4096) as u64)
+            .sum()
+    }
+
     /// The number of an item's block.
     pub(crate) fn block_of(&self, item: Item) -> Option<u32> {
         self.block_of.get(item.index())?.checked_sub(1)

@@ -44,7 +44,7 @@ pub(super) fn places(attrs: &[Attr<'_>]) -> Result<Vec<Place>, usize> {
     }
     // The largest values leave until the rest fits: of equal ones, the first.
     while in_block > BLOCK_SPACE {
-        let in_block_now = (0..attrs.len()).filter(|&i| places[i] == Place::Block);
+        let mut in_block_now = (0..attrs.len()).filter(|&i| places[i] == Place::Block);
         let large = in_block_now
             .clone()
             .filter(|&i| attrs[i].value.len() > xattr::MIN_LARGE)
@@ -55,7 +55,7 @@ pub(super) fn places(attrs: &[Attr<'_>]) -> Result<Vec<Place>, usize> {
                 in_block -= attrs[i].value_size();
             }
             // Names alone fill the block: name the last of those that are too many.
-            None => return Err(in_block_now.last().unwrap_or(attrs.len() - 1)),
+            None => return Err(in_block_now.next_back().unwrap_or(attrs.len() - 1)),
         }
     }
     Ok(places)
