@@ -1,2 +1,44 @@
-//! Skeleton.
-fn main() {}
+//! The `fcpipe` program: reads the command line, calls the libraries, shows what happens, and answers
+//! with an exit code.
+//!
+//! Architecture invariant: nothing is decided here that a program using the libraries would also need.
+//! A command's file turns arguments into a request and a result into words; `render` shows progress;
+//! `exit` says which number means what.
+//!
+//! Architecture invariant: results go to stdout, everything else to stderr. A closed stdout is a quiet end.
+//!
+//! Where to begin reading: `arguments.rs` (all there is to ask for), then the command's file in
+//! `commands/`.
+
+mod arguments;
+mod commands;
+mod directories;
+mod exit;
+mod render;
+mod report;
+mod signals;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command};
+use exit::Convention;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::read(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(code) => return ExitCode::from(code),
+    };
+    let global = &arguments.global;
+    let convention = match &arguments.command {
+        Command::Run(_) => Convention::Run,
+        _ => Convention::Plain,
+    };
+    let result = match &arguments.command {
+        Command::Run(run) => commands::run::run(global, run),
+        Command::Build(build) => commands::build::run(global, build),
+        Command::Validate(validate) => commands::validate::run(global, validate),
+        Command::Kernel(kernel) => commands::kernel::run(global, kernel),
+        Command::Doctor => commands::doctor::run(global),
+    };
+    ExitCode::from(result.unwrap_or_else(|complaint| complaint.show(convention)))
+}

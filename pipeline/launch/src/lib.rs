@@ -1,1 +1,35 @@
-//! Skeleton.
+//! The graph of one launch: which steps there are, what each depends on, and in which order they go.
+//!
+//! ```text
+//! scan:/ scan:/mnt/code …  ─► layout ─► image (allocate, copy, seal) ─► disk ─┐
+//!                  kernel ─► initrd ─► machine ─────────────────────────────┴─► boot ─► process
+//! ```
+//!
+//! The stage crates do the work and know nothing of the engine; the engine knows nothing of ext4 or of
+//! machines. The adapters between them live here: what enters a step's key, what a record keeps of it,
+//! what the journal must know to undo it.
+//!
+//! Architecture invariant: a step's key names everything its output depends on and nothing else. Paths,
+//! ids and times of a launch are in no key, or nothing would ever be reused.
+//!
+//! Architecture invariant: whatever outlives a step on the host is an effect of `machine`, and
+//! [`undo_table`] can take it away without the launch that made it.
+//!
+//! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
+//! `image`, `output`, `kernel` or `machine`.
+
+mod control;
+mod guest;
+mod image;
+mod kernel;
+mod keys;
+mod launch;
+mod machine;
+mod output;
+mod scan;
+
+pub use control::{Control, Delivered};
+pub use image::Builder;
+pub use launch::{BuildRequest, Built, Host, Launched, RunRequest, build, run};
+pub use machine::{Streams, undo_table};
+pub use output::BuiltFile;

@@ -1,0 +1,254 @@
+//! The command line as types. What each option means is said here once, for `--help` and for readers.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "fcpipe",
+    version,
+    about = "Turns an OCI bundle into a running microVM",
+    after_help = "Exit codes: `run` gives the guest process's own (128+n for signal n), 125 where fcpipe \
+                  fails, 126 where the command can't be run, 127 where it isn't found. Other commands: \
+                  0 done, 1 failed, 2 wrong usage or spec."
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where images and other build outputs are kept for reuse.
+    #[arg(
+        long,
+        global = true,
+        env = "FCPIPE_CACHE_DIR",
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Where imported kernels are kept.
+    #[arg(
+        long,
+        global = true,
+        env = "FCPIPE_DATA_DIR",
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where running launches keep their journal, sockets and disks.
+    #[arg(
+        long,
+        global = true,
+        env = "FCPIPE_STATE_DIR",
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// What results on stdout look like.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        help_heading = "Global options"
+    )]
+    pub(crate) format: Format,
+    /// How progress is shown on stderr.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        help_heading = "Global options"
+    )]
+    pub(crate) progress: Progress,
+    /// Threads for scanning and copying [default: one per processor].
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
+    pub(crate) threads: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Human,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Progress {
+    /// `tty` where stderr is a terminal, `plain` where it is not.
+    #[default]
+    Auto,
+    /// Bars that are drawn over.
+    Tty,
+    /// A line for each stage that took work, and for each warning.
+    Plain,
+    /// A JSON object a line for every event.
+    Json,
+    /// Warnings and errors only.
+    Quiet,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a spec as a microVM and run its process.
+    #[command(
+        after_help = "Examples:\n  fcpipe run ./bundle\n  echo hi | fcpipe run -i spec.yaml\n  \
+                            fcpipe run spec.json --set machine.memory=1GiB --timings run.json"
+    )]
+    Run(Run),
+    /// Compile a spec's root file system into an ext4 image. Needs no root.
+    #[command(after_help = "Examples:\n  fcpipe build ./bundle -o root.ext4\n  \
+                            fcpipe build spec.yaml -o root.ext4 --digest --format json")]
+    Build(Build),
+    /// Check a spec and say what is wrong with it, with line and column.
+    #[command(after_help = "Example:\n  fcpipe validate ./bundle/config.json")]
+    Validate(Validate),
+    /// Import and list the kernels that microVMs boot.
+    #[command(subcommand)]
+    Kernel(Kernel),
+    /// Say what this host can do, what is missing, and how to get it.
+    Doctor,
+}
+
+/// What every command that reads a spec takes.
+#[derive(Debug, Args)]
+pub(crate) struct Spec {
+    /// An OCI bundle directory, its config.json, or a launch file (JSON or YAML).
+    #[arg(value_name = "SPEC")]
+    pub(crate) path: PathBuf,
+    /// Override a field of the spec, such as machine.memory=1GiB.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Treat a missing mount source as an error, not as an empty directory.
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+/// What every command that builds takes.
+#[derive(Debug, Args)]
+pub(crate) struct Building {
+    /// Who writes the ext4 image.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) builder: Builder,
+    /// Whether earlier results are used.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) cache: Cache,
+    /// Write the receipt (stages, keys, outcomes, times) to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) timings: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// The launch's name [default: a random one].
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Pass standard input to the process.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Which virtual machine monitor runs the guest.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) vmm: Vmm,
+    /// Which imported kernel boots: a release or an id [default: the newest import].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel: Option<String>,
+    /// Seconds within which the guest must have booted.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) boot_timeout: u32,
+    #[command(flatten)]
+    pub(crate) building: Building,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// The image file to write; an existing one is replaced when the new one is complete.
+    #[arg(short, long, value_name = "IMAGE")]
+    pub(crate) output: PathBuf,
+    /// Print the blake3 digest of the whole image.
+    #[arg(long)]
+    pub(crate) digest: bool,
+    #[command(flatten)]
+    pub(crate) building: Building,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kernel {
+    /// Import a kernel and the modules a guest needs.
+    #[command(
+        after_help = "Examples:\n  fcpipe kernel import linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb\n  \
+                            fcpipe kernel import /boot/vmlinuz-6.1.0 --modules /lib/modules/6.1.0"
+    )]
+    Import {
+        /// A Debian package, a vmlinuz, or an ELF vmlinux.
+        file: PathBuf,
+        /// The kernel's /lib/modules directory, where FILE is not a package.
+        #[arg(long, value_name = "DIR")]
+        modules: Option<PathBuf>,
+    },
+    /// List imported kernels; `*` marks the default.
+    Ls,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Builder {
+    /// fcpipe's own writer: parallel, reproducible, needs no root.
+    #[default]
+    Native,
+    /// e2fsprogs' mke2fs as a subprocess, over a staged copy; needs root.
+    Mke2fs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Cache {
+    /// Reuse what is there, build what is not.
+    #[default]
+    Auto,
+    /// Fail where something would have to be built.
+    Require,
+    /// Build everything, keep nothing.
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Vmm {
+    /// The best this host can run.
+    #[default]
+    Auto,
+    /// QEMU's q35 machine, with KVM or emulated.
+    Qemu,
+}
+
+impl Arguments {
+    /// What was asked for, or the exit code after help or a complaint has been printed.
+    ///
+    /// `run` answers 125 to wrong usage, as it does to every failure of its own.
+    pub(crate) fn read(words: impl Iterator<Item = OsString>) -> Result<Self, u8> {
+        let words: Vec<OsString> = words.collect();
+        Arguments::try_parse_from(&words).map_err(|error| {
+            // A closed stderr is no reason to fail differently.
+            let _ = error.print();
+            match error.use_stderr() {
+                false => 0,
+                true if words.iter().skip(1).any(|word| word == "run") => 125,
+                true => 2,
+            }
+        })
+    }
+}

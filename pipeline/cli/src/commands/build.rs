@@ -1,0 +1,75 @@
+//! `fcpipe build`: a spec's root file system as an ext4 image. Needs no root, mount or loop device.
+
+use fcpipe_engine::CancelToken;
+use fcpipe_launch::{BuildRequest, Built, Control};
+use serde_json::json;
+
+use super::{Outcome, builder, host, load, print, write_timings};
+use crate::arguments::{Build, Format, Global};
+use crate::directories::Directories;
+use crate::render::Rendering;
+use crate::report::{self, Complaint};
+use crate::signals;
+
+pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
+    let cancel = CancelToken::new().map_err(Complaint::new)?;
+    // Before any other thread: they inherit which signals are blocked.
+    let ended = signals::watch(Control::new(cancel.clone())).map_err(Complaint::new)?;
+    let spec = load(&arguments.spec)?;
+    let output = std::path::absolute(&arguments.output)
+        .map_err(|e| Complaint::about(&arguments.output, e))?;
+    let directories = Directories::resolve(global).map_err(Complaint::new)?;
+
+    let (events, rendering) = Rendering::start(global.progress);
+    let built = host(global, &arguments.building, &directories, events, cancel).map(|host| {
+        let request = BuildRequest {
+            output,
+            builder: builder(arguments.building.builder),
+            digest: arguments.digest,
+            strict: arguments.spec.strict,
+        };
+        fcpipe_launch::build(&spec, request, &host)
+    });
+    rendering.finish();
+    let built = built?;
+    report::not_undone(&built.not_undone);
+    write_timings(
+        arguments.building.timings.as_deref(),
+        built.receipt.as_ref(),
+    )?;
+    match (built.result, ended.signal()) {
+        (Ok(built), _) => {
+            print(&show(&built, global.format))?;
+            Ok(0)
+        }
+        (Err(_), Some(signal)) => Err(Complaint::Signal(signal)),
+        (Err(failure), None) => Err(failure.into()),
+    }
+}
+
+fn show(built: &Built, format: Format) -> String {
+    let outcome = if built.hit { "hit" } else { "ran" };
+    match format {
+        Format::Json => {
+            let mut result = json!({
+                "image": built.path.display().to_string(),
+                "size": built.size,
+                "outcome": outcome,
+            });
+            if let Some(digest) = &built.digest {
+                result["digest"] = json!(digest);
+            }
+            format!("{result}\n")
+        }
+        Format::Human => {
+            let what = if built.hit { "unchanged" } else { "built" };
+            let digest = built
+                .digest
+                .as_ref()
+                .map(|d| format!("{d}\n"))
+                .unwrap_or_default();
+            let size = indicatif::BinaryBytes(built.size);
+            format!("{what} {} ({size})\n{digest}", built.path.display())
+        }
+    }
+}

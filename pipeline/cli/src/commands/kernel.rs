@@ -1,0 +1,71 @@
+//! `fcpipe kernel`: what microVMs boot.
+
+use fcpipe_kernel::{KernelError, KernelStore};
+use serde_json::json;
+
+use super::{Outcome, print};
+use crate::arguments::{Format, Global, Kernel};
+use crate::directories::{Directories, make_private};
+use crate::report::Complaint;
+
+pub(crate) fn run(global: &Global, arguments: &Kernel) -> Outcome {
+    let directories = Directories::resolve(global).map_err(Complaint::new)?;
+    make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
+    let store = KernelStore::open(&directories.data).map_err(Complaint::new)?;
+    let text = match arguments {
+        Kernel::Import { file, modules } => {
+            let kernel = store.import(file, modules.as_deref()).map_err(complaint)?;
+            match global.format {
+                Format::Human => format!(
+                    "imported {} ({} modules)\n",
+                    kernel.id,
+                    kernel.modules.len()
+                ),
+                Format::Json => {
+                    format!("{}\n", json!({"id": kernel.id, "release": kernel.release}))
+                }
+            }
+        }
+        Kernel::Ls => list(&store, global.format)?,
+    };
+    print(&text)?;
+    Ok(0)
+}
+
+fn list(store: &KernelStore, format: Format) -> Result<String, Complaint> {
+    let listing = store.list().map_err(complaint)?;
+    let default = store.default().ok().map(|kernel| kernel.id);
+    let mut text = String::new();
+    for kernel in &listing.kernels {
+        let is_default = default.as_deref() == Some(&kernel.id);
+        text += &match format {
+            Format::Human => {
+                let mark = if is_default { '*' } else { ' ' };
+                format!(
+                    "{mark} {}  {} modules, from {}\n",
+                    kernel.id,
+                    kernel.modules.len(),
+                    kernel.source
+                )
+            }
+            Format::Json => format!(
+                "{}\n",
+                json!({
+                    "id": kernel.id,
+                    "release": kernel.release,
+                    "default": is_default,
+                    "modules": kernel.modules.iter().map(|m| &m.name).collect::<Vec<_>>(),
+                    "source": kernel.source,
+                })
+            ),
+        };
+    }
+    match listing.damaged.into_iter().next() {
+        Some(error) => Err(complaint(error)),
+        None => Ok(text),
+    }
+}
+
+fn complaint(error: KernelError) -> Complaint {
+    Complaint::new(error)
+}

@@ -1,0 +1,73 @@
+//! Where fcpipe keeps things, unless options or the environment say otherwise.
+//!
+//! The system's directories for root, the user's own (XDG base directories) for everybody else. Cache and
+//! state lie side by side so that a machine's disk can be a reflink of an image.
+
+use std::path::{Path, PathBuf};
+
+use crate::arguments::Global;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Directories {
+    pub(crate) cache: PathBuf,
+    pub(crate) data: PathBuf,
+    pub(crate) state: PathBuf,
+}
+
+impl Directories {
+    /// # Errors
+    /// Where a directory is neither given nor to be found: no HOME, and not root.
+    pub(crate) fn resolve(global: &Global) -> Result<Self, String> {
+        let root = rustix::process::geteuid().is_root();
+        let pick = |given: &Option<PathBuf>, system: &str, xdg: &str, home: &str, option: &str| {
+            if let Some(dir) = given {
+                // Children run in directories of their own: a relative path would mean another place.
+                return std::path::absolute(dir).map_err(|e| format!("{}: {e}", dir.display()));
+            }
+            if root {
+                return Ok(PathBuf::from(system));
+            }
+            let absolute = |name| {
+                std::env::var_os(name)
+                    .map(PathBuf::from)
+                    .filter(|p: &PathBuf| p.is_absolute())
+            };
+            absolute(xdg)
+                .or_else(|| absolute("HOME").map(|dir| dir.join(home)))
+                .map(|dir| dir.join("fcpipe"))
+                .ok_or_else(|| format!("HOME is not set: name a directory with {option}"))
+        };
+        Ok(Directories {
+            cache: pick(
+                &global.cache_dir,
+                "/var/cache/fcpipe",
+                "XDG_CACHE_HOME",
+                ".cache",
+                "--cache-dir",
+            )?,
+            data: pick(
+                &global.data_dir,
+                "/var/lib/fcpipe",
+                "XDG_DATA_HOME",
+                ".local/share",
+                "--data-dir",
+            )?,
+            state: pick(
+                &global.state_dir,
+                "/var/lib/fcpipe/state",
+                "XDG_STATE_HOME",
+                ".local/state",
+                "--state-dir",
+            )?,
+        })
+    }
+}
+
+/// Makes a directory that only its owner may enter.
+pub(crate) fn make_private(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+}

@@ -1,0 +1,207 @@
+//! `fcpipe build`: images that e2fsck accepts, the same bytes every time, and nothing left on failure.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::world::{Leftovers, World, assert_code, not_root, skip};
+
+fn build(world: &World, bundle: &Path, image: &str, more: &[&str]) -> Output {
+    world
+        .fcpipe()
+        .args(["--format", "json", "build"])
+        .arg(bundle)
+        .arg("-o")
+        .arg(world.path(image))
+        .args(more)
+        .output()
+        .unwrap()
+}
+
+fn result(output: &Output) -> Value {
+    assert_code(output, 0);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn e2fsck(image: &Path) {
+    let output = Command::new("/sbin/e2fsck")
+        .arg("-fn")
+        .arg(image)
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+}
+
+fn debugfs(image: &Path, request: &str) -> String {
+    let output = Command::new("/sbin/debugfs")
+        .args(["-R", request])
+        .arg(image)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_image_holds_the_root_and_every_mount() {
+    let world = World::new();
+    let code = world.path("code");
+    fs::create_dir(&code).unwrap();
+    fs::write(code.join("hello.txt"), "hello\n").unwrap();
+    fs::write(world.path("motd"), "a file mount\n").unwrap();
+    let bundle = world.bundle(
+        &["true"],
+        &[
+            json!({"destination": "/mnt/code", "type": "bind", "source": code, "options": ["bind"]}),
+            json!({"destination": "/etc/motd", "type": "bind", "source": world.path("motd"), "options": ["bind"]}),
+            json!({"destination": "/mnt/later", "type": "bind", "source": world.path("missing"), "options": ["bind"]}),
+        ],
+    );
+    let output = build(&world, &bundle, "a.img", &["--digest"]);
+    // Row 10: a missing source is an empty directory, and said.
+    assert!(
+        String::from_utf8(output.stderr.clone())
+            .unwrap()
+            .contains("does not exist")
+    );
+    let built = result(&output);
+    assert_eq!(built["outcome"], "ran");
+    assert!(built["digest"].as_str().unwrap().starts_with("blake3:"));
+    let image = world.path("a.img");
+    assert_eq!(built["size"], image.metadata().unwrap().len());
+    e2fsck(&image);
+    assert_eq!(debugfs(&image, "cat /mnt/code/hello.txt"), "hello\n");
+    assert_eq!(debugfs(&image, "cat /etc/motd"), "a file mount\n");
+    assert!(debugfs(&image, "stat /mnt/later").contains("Type: directory"));
+    let output = build(&world, &bundle, "b.img", &["--strict"]);
+    assert_code(&output, 1);
+    assert!(!world.path("b.img").exists());
+}
+
+#[test]
+fn a_second_build_is_a_hit_until_something_changes() {
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    let outcome = |more: &[&str]| result(&build(&world, &bundle, "a.img", more))["outcome"].clone();
+    assert_eq!(outcome(&[]), "ran");
+    assert_eq!(outcome(&[]), "hit");
+    assert_eq!(outcome(&["--cache", "require"]), "hit");
+    fs::write(bundle.join("rootfs/etc/new"), "new\n").unwrap();
+    assert_code(&build(&world, &bundle, "a.img", &["--cache", "require"]), 1);
+    assert_eq!(outcome(&[]), "ran");
+    assert_eq!(debugfs(&world.path("a.img"), "cat /etc/new"), "new\n");
+    // Somebody wrote to the image: it is not what was built any more.
+    fs::write(world.path("a.img"), "not an image").unwrap();
+    assert_eq!(outcome(&[]), "ran");
+    e2fsck(&world.path("a.img"));
+}
+
+#[test]
+fn root_mke2fs_makes_an_image_of_the_same_files() {
+    if skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    result(&build(&world, &bundle, "a.img", &["--builder", "mke2fs"]));
+    e2fsck(&world.path("a.img"));
+    assert_eq!(
+        debugfs(&world.path("a.img"), "cat /etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\n"
+    );
+}
+
+#[test]
+fn row_8_a_destination_through_a_symlink_of_the_root_stays_inside() {
+    let world = World::new();
+    let code = world.path("code");
+    fs::create_dir(&code).unwrap();
+    fs::write(code.join("f"), "inside\n").unwrap();
+    let outside = world.path("outside");
+    fs::create_dir(&outside).unwrap();
+    let mount =
+        json!({"destination": "/link/code", "type": "bind", "source": code, "options": ["bind"]});
+    let bundle = world.bundle(&["true"], &[mount]);
+    symlink(&outside, bundle.join("rootfs/link")).unwrap();
+    result(&build(&world, &bundle, "a.img", &[]));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    let inside = format!("cat {}/code/f", outside.display());
+    assert_eq!(debugfs(&world.path("a.img"), &inside), "inside\n");
+}
+
+#[test]
+fn row_12_a_fifo_as_mount_source_is_refused_and_never_opened() {
+    let world = World::new();
+    let fifo = world.path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mount =
+        json!({"destination": "/mnt/f", "type": "bind", "source": fifo, "options": ["bind"]});
+    let bundle = world.bundle(&["true"], &[mount]);
+    let output = build(&world, &bundle, "a.img", &[]);
+    assert_code(&output, 1);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("FIFO"));
+}
+
+#[test]
+fn row_13_the_output_inside_a_source_does_not_go_into_itself() {
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    let image = "bundle/rootfs/image.ext4";
+    result(&build(&world, &bundle, image, &[]));
+    // The second build finds the first one's output in its source.
+    let output = build(&world, &bundle, image, &["--cache", "off"]);
+    result(&output);
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("left out")
+    );
+    assert!(!debugfs(&world.path(image), "ls /").contains("image.ext4"));
+}
+
+#[test]
+fn root_row_31_a_full_disk_leaves_the_output_as_it_was() {
+    if skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    fs::write(bundle.join("rootfs/big"), vec![1u8; 12 << 20]).unwrap();
+    let small = world.path("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"])
+        .arg(&small)
+        .status()
+        .unwrap();
+    assert!(mounted.success());
+    fs::write(small.join("a.img"), "the old one").unwrap();
+    let output = build(&world, &bundle, "small/a.img", &[]);
+    let left: Vec<_> = fs::read_dir(&small)
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    let old = fs::read(small.join("a.img")).unwrap();
+    assert!(
+        Command::new("umount")
+            .arg(&small)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_code(&output, 1);
+    assert_eq!(left, ["a.img"]);
+    assert_eq!(old, b"the old one");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("needs") && said.contains("left"), "{said}");
+    Leftovers::of(&world).assert_none();
+}

@@ -1,0 +1,259 @@
+//! A world of its own for each test: directories, a busybox bundle, and the program under test.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+}
+
+/// Why a virtual machine can't be had here, or nothing.
+fn lacking() -> Option<String> {
+    let on_path = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin"));
+        std::env::split_paths(&path)
+            .chain(home)
+            .any(|dir| dir.join(program).is_file())
+    };
+    for program in ["qemu-system-x86_64", "vhost-device-vsock", "busybox"] {
+        if !on_path(program) {
+            return Some(format!("{program} is not installed"));
+        }
+    }
+    kernel_package()
+        .is_none()
+        .then(|| "FCPIPE_TEST_KERNEL_DEB names no kernel package".to_owned())
+}
+
+fn kernel_package() -> Option<PathBuf> {
+    std::env::var_os("FCPIPE_TEST_KERNEL_DEB")
+        .map(PathBuf::from)
+        .filter(|path| path.is_file())
+}
+
+/// True, and says why, where a test that needs this can't run. A failure under `CI=true`.
+pub(crate) fn skip(why: Option<String>) -> bool {
+    let Some(why) = why else { return false };
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "missing under CI: {why}"
+    );
+    println!("skipped: {why}");
+    true
+}
+
+pub(crate) fn not_root() -> Option<String> {
+    (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned())
+}
+
+/// Skips unless virtual machines can be booted.
+pub(crate) fn skip_without_machine() -> bool {
+    skip(lacking())
+}
+
+/// The kernel is imported once for all tests: it is data, and nothing changes it.
+fn data_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("data");
+        let package = kernel_package().expect("checked by skip_without_machine");
+        let status = Command::new(env!("CARGO_BIN_EXE_fcpipe"))
+            .args(["kernel", "import"])
+            .arg(package)
+            .env("FCPIPE_DATA_DIR", &dir)
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        dir
+    })
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        // Not in a tmpfs: images belong on a file system like those they are used on.
+        let dir = tempfile::Builder::new()
+            .prefix("world-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
+        World { dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A bundle with busybox as its root, running `args`, with `mounts` added to its own.
+    pub(crate) fn bundle(&self, args: &[&str], mounts: &[Value]) -> PathBuf {
+        let bundle = self.path("bundle");
+        let rootfs = bundle.join("rootfs");
+        if !rootfs.exists() {
+            for name in ["bin", "etc", "tmp", "root"] {
+                fs::create_dir_all(rootfs.join(name)).unwrap();
+            }
+            let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+                .iter()
+                .find(|path| Path::new(path).is_file())
+                .unwrap();
+            fs::copy(busybox, rootfs.join("bin/busybox")).unwrap();
+            for applet in APPLETS {
+                symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+            }
+            fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
+        }
+        let mut all = vec![
+            json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
+            json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}),
+        ];
+        all.extend_from_slice(mounts);
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "args": args,
+                "cwd": "/",
+                "env": ["PATH=/bin"],
+                "user": {"uid": 0, "gid": 0},
+            },
+            "root": {"path": "rootfs"},
+            "hostname": "world",
+            "mounts": all,
+        });
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        bundle
+    }
+
+    /// The program, with this world's directories.
+    pub(crate) fn fcpipe(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fcpipe"));
+        command
+            .env("FCPIPE_CACHE_DIR", self.path("cache"))
+            .env("FCPIPE_STATE_DIR", self.path("state"))
+            .env("FCPIPE_DATA_DIR", self.path("data"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The program with a kernel to boot.
+    pub(crate) fn with_kernel(&self) -> Command {
+        let mut command = self.fcpipe();
+        command.env("FCPIPE_DATA_DIR", data_dir());
+        command
+    }
+
+    /// Runs a shell script in a machine.
+    pub(crate) fn run_script(&self, script: &str) -> Output {
+        let bundle = self.bundle(&["sh", "-c", script], &[]);
+        self.with_kernel().arg("run").arg(bundle).output().unwrap()
+    }
+}
+
+const APPLETS: &[&str] = &[
+    "sh",
+    "cat",
+    "ls",
+    "sleep",
+    "kill",
+    "dd",
+    "sha256sum",
+    "find",
+    "xargs",
+    "sort",
+    "head",
+    "true",
+    "id",
+    "wc",
+    "hostname",
+    "ps",
+    "mount",
+    "touch",
+    "stat",
+    "uname",
+    "grep",
+    "echo",
+    "test",
+];
+
+/// What a launch may leave in a world: processes, mounts, files in the state directory, unfinished objects.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub(crate) struct Leftovers {
+    processes: Vec<String>,
+    mounts: Vec<String>,
+    launches: Vec<PathBuf>,
+    scratch: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    pub(crate) fn of(world: &World) -> Leftovers {
+        let mark = world.dir.path().display().to_string();
+        let mut processes = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let arguments = String::from_utf8(arguments).unwrap_or_default();
+            if arguments.contains(&mark) || dir.starts_with(world.dir.path()) {
+                processes.push(arguments.replace('\0', " "));
+            }
+        }
+        let names = |dir: PathBuf| {
+            let mut names: Vec<PathBuf> = fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .filter(|path| path.file_name().is_some_and(|name| name != ".lock"))
+                .collect();
+            names.sort();
+            names
+        };
+        Leftovers {
+            processes,
+            mounts: fs::read_to_string("/proc/self/mounts")
+                .unwrap()
+                .lines()
+                .filter(|line| line.contains(&mark))
+                .map(str::to_owned)
+                .collect(),
+            launches: names(world.path("state")),
+            scratch: names(world.path("cache/v1/tmp")),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_none(&self) {
+        assert_eq!(*self, Leftovers::default());
+    }
+}
+
+/// The exit code, with the program's words where it is not the expected one.
+#[track_caller]
+pub(crate) fn assert_code(output: &Output, code: i32) {
+    let said = || {
+        let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+        format!(
+            "stdout: {}\nstderr: {}",
+            text(&output.stdout),
+            text(&output.stderr)
+        )
+    };
+    assert_eq!(output.status.code(), Some(code), "{}", said());
+}
+
+/// Runs a command with `input` on its standard input.
+pub(crate) fn with_input(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}

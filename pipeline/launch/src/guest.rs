@@ -1,0 +1,67 @@
+//! A spec in the guest's words: what the agent is told before it starts the process.
+
+use std::path::Path;
+
+use fcpipe_proto::{GuestConfig, GuestMount, Process, RootFs, WallClock, Writes};
+use fcpipe_spec::{LaunchSpec, MountKind};
+
+/// The container that the spec describes, its root on the machine's first disk.
+pub(crate) fn config(spec: &LaunchSpec) -> GuestConfig {
+    let mut mounts: Vec<GuestMount> = spec
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.kind {
+            // It is in the image.
+            MountKind::Bind(_) => None,
+            MountKind::Guest {
+                fstype,
+                source,
+                options,
+            } => Some(GuestMount {
+                fstype: fstype.clone(),
+                source: source.clone(),
+                destination: text(&mount.destination),
+                options: options.clone(),
+            }),
+        })
+        .collect();
+    if mounts.is_empty() {
+        mounts = GuestMount::defaults();
+    }
+    GuestConfig {
+        root: RootFs {
+            disk: 0,
+            fstype: "ext4".to_owned(),
+            disk_readonly: false,
+            readonly: spec.root.readonly,
+            writes: Writes::Direct,
+        },
+        hostname: spec.hostname.clone(),
+        domainname: spec.domainname.clone(),
+        mounts,
+        wall_clock: Some(WallClock::now()),
+        entropy: None,
+    }
+}
+
+pub(crate) fn process(spec: &LaunchSpec) -> Process {
+    let process = &spec.process;
+    Process {
+        args: process.args.clone(),
+        env: process.env.clone(),
+        cwd: text(&process.cwd),
+        uid: process.uid,
+        gid: process.gid,
+        additional_gids: process.additional_gids.clone(),
+        umask: process.umask,
+        terminal: process.terminal,
+        no_new_privileges: process.no_new_privileges,
+        rlimits: Vec::new(),
+        oom_score_adj: None,
+    }
+}
+
+/// A path of a spec is text: it was read from JSON or YAML.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

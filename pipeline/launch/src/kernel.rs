@@ -1,0 +1,109 @@
+//! What the machine boots: the imported kernel (a probe) and the initrd made for it (a stage).
+
+use std::io::BufWriter;
+
+use fcpipe_engine::{
+    Cx, Digest, Failure, FailureKind, Identity, Kept, KeyWriter, Node, Object, Output, Probe, Stage,
+};
+use fcpipe_kernel::{Kernel, KernelError, KernelStore};
+
+/// The guest program that this fcpipe carries, as it was built with it.
+pub(crate) static GUEST: &[u8] = include_bytes!(env!("FCPIPE_GUEST"));
+
+/// The kernel that a launch boots.
+pub(crate) struct ChosenKernel(pub(crate) Kernel);
+
+impl Output for ChosenKernel {
+    fn identity(&self) -> Identity {
+        Identity::new(self.0.digest.into())
+    }
+}
+
+/// Finds the kernel in the data directory.
+pub(crate) struct FindKernel {
+    pub(crate) store: KernelStore,
+    /// A release or an id; the default one where none is named.
+    pub(crate) name: Option<String>,
+}
+
+impl Probe for FindKernel {
+    const NAME: &'static str = "kernel";
+    const VERSION: u32 = 1;
+    type Output = ChosenKernel;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.field("name", &self.name);
+        k.field("store", self.store.dir());
+    }
+
+    fn run(&self, cx: &Cx) -> Result<ChosenKernel, Failure> {
+        match &self.name {
+            Some(name) => self.store.find(name),
+            None => self.store.default(),
+        }
+        .map(ChosenKernel)
+        .map_err(|e| kernel_failure(cx, self.store.dir().display(), e))
+    }
+}
+
+/// An initrd in the store.
+pub(crate) struct Initrd(pub(crate) Object);
+
+impl Output for Initrd {
+    fn identity(&self) -> Identity {
+        Identity::new(Digest::of(
+            "fcpipe initrd 1",
+            &[self.0.id.to_string().as_bytes()],
+        ))
+    }
+
+    fn keep(&self) -> Option<Kept> {
+        Some(Kept {
+            body: serde_json::Value::Null,
+            objects: vec![self.0.clone()],
+        })
+    }
+
+    fn recall(kept: Kept) -> Option<Self> {
+        match <[Object; 1]>::try_from(kept.objects) {
+            Ok([object]) => Some(Initrd(object)),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Puts guest program and modules into an initrd.
+pub(crate) struct MakeInitrd {
+    pub(crate) kernel: Node<ChosenKernel>,
+    pub(crate) guest: Digest,
+}
+
+impl Stage for MakeInitrd {
+    const NAME: &'static str = "initrd";
+    const VERSION: u32 = fcpipe_kernel::INITRD_VERSION;
+    type Output = Initrd;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.node("kernel", &self.kernel);
+        k.field("guest program", &self.guest);
+    }
+
+    fn run(&self, cx: &Cx) -> Result<Initrd, Failure> {
+        let kernel = cx.get(&self.kernel)?;
+        let writer = cx.object("initrd")?;
+        let mut buffered = BufWriter::with_capacity(1 << 20, writer.file());
+        fcpipe_kernel::initrd(&kernel.0, GUEST, &mut buffered)
+            .map_err(|e| kernel_failure(cx, &kernel.0.id, e))?;
+        buffered
+            .into_inner()
+            .map_err(|e| cx.fail(FailureKind::Store, "the initrd", e.into_error()))?;
+        cx.publish(writer).map(Initrd)
+    }
+}
+
+fn kernel_failure(cx: &Cx, subject: impl std::fmt::Display, error: KernelError) -> Failure {
+    cx.fail(FailureKind::Kernel, subject, error).hint(
+        "import one: `apt-get download linux-image-cloud-amd64`'s dependency, then \
+         `fcpipe kernel import FILE.deb`",
+    )
+}

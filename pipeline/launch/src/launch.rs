@@ -1,0 +1,276 @@
+//! The two graphs there are: `build` makes an image, `run` boots one.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fcpipe_engine::{
+    CacheMode, CancelToken, EventSender, Failure, Finished, LaunchDir, Node, NotUndone, OutputFile,
+    Receipt, Run, Settings, Store,
+};
+use fcpipe_kernel::KernelStore;
+use fcpipe_proto::ExitStatus;
+use fcpipe_spec::{LaunchId, LaunchSpec};
+use fcpipe_vmm::Vmm;
+
+use crate::control::Control;
+use crate::guest;
+use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
+use crate::kernel::{FindKernel, GUEST, MakeInitrd};
+use crate::machine::{Boot, PrepareMachine, PrivateDisk, RunProcess, Streams};
+use crate::output::{self, WriteImage};
+use crate::scan::{self, Scanned};
+
+/// What a launch needs of the host it runs on.
+pub struct Host {
+    pub store: Arc<Store>,
+    /// fcpipe's own directories, which never go into an image.
+    pub own: Vec<PathBuf>,
+    pub cache: CacheMode,
+    /// How many steps may work at once, and how many threads a step may use.
+    pub threads: usize,
+    pub events: EventSender,
+    pub cancel: CancelToken,
+}
+
+impl Host {
+    fn settings(&self, id: &str, spec: &LaunchSpec, launch: Option<LaunchDir>) -> Settings {
+        Settings {
+            id: id.to_owned(),
+            scope: spec.file.display().to_string(),
+            threads: self.threads,
+            cache: self.cache,
+            plan: false,
+            store: Arc::clone(&self.store),
+            launch,
+            events: self.events.clone(),
+            cancel: self.cancel.clone(),
+        }
+    }
+}
+
+/// What `build` is asked for.
+pub struct BuildRequest {
+    /// Absolute.
+    pub output: PathBuf,
+    pub builder: Builder,
+    /// Also hash the whole image.
+    pub digest: bool,
+    /// A missing mount source is an error.
+    pub strict: bool,
+}
+
+/// An image that was built, or found built.
+#[derive(Debug)]
+pub struct Built {
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Whether the image was there already.
+    pub hit: bool,
+    /// `blake3:…`, if it was asked for.
+    pub digest: Option<String>,
+}
+
+/// What `run` is asked for.
+pub struct RunRequest {
+    pub id: LaunchId,
+    /// Claimed for this launch alone.
+    pub launch: LaunchDir,
+    pub builder: Builder,
+    pub strict: bool,
+    pub kernels: KernelStore,
+    /// A release or an id; the default kernel where none is named.
+    pub kernel: Option<String>,
+    pub vmm: Arc<dyn Vmm>,
+    pub boot_timeout: Duration,
+    pub streams: Streams,
+    pub control: Control,
+}
+
+/// How a launch ended.
+pub struct Launched<T> {
+    /// What it did, and when; there in any case.
+    pub receipt: Option<Receipt>,
+    pub result: Result<T, Failure>,
+    /// What could not be taken away; the next command tries again.
+    pub not_undone: Vec<NotUndone>,
+}
+
+impl<T> Launched<T> {
+    fn failed(failure: Failure) -> Self {
+        Launched {
+            receipt: None,
+            result: Err(failure),
+            not_undone: Vec::new(),
+        }
+    }
+
+    fn ended(result: Result<T, Failure>, finished: Finished) -> Self {
+        if let Some(launch) = finished.launch {
+            // Refused where something is left to undo: the next command sees to it.
+            let _ = launch.remove();
+        }
+        Launched {
+            receipt: Some(finished.receipt),
+            // The run's own failure is the first; waiting may have seen one that followed from it.
+            result: finished.result.and(result),
+            not_undone: finished.not_undone,
+        }
+    }
+}
+
+/// Compiles a spec's root file system into an image file.
+pub fn build(spec: &LaunchSpec, request: BuildRequest, host: &Host) -> Launched<Built> {
+    let run = match Run::start(host.settings("build", spec, None)) {
+        Ok(run) => run,
+        Err(failure) => return Launched::failed(failure),
+    };
+    let mut own = host.own.clone();
+    own.push(request.output.clone());
+    let (plan, parts) = plan_image(&run, spec, request.builder, request.strict, own);
+    let image = run.stage(
+        "output",
+        WriteImage {
+            plan,
+            parts,
+            journal: spec.disk.journal,
+            path: request.output,
+        },
+    );
+    let mut result = run.wait(&image).map(|built| Built {
+        path: built.path.clone(),
+        size: built.size,
+        hit: false,
+        digest: None,
+    });
+    if request.digest
+        && let Ok(built) = &mut result
+    {
+        match output::digest(&built.path) {
+            Ok(digest) => built.digest = Some(format!("blake3:{digest}")),
+            Err(error) => {
+                let kind = fcpipe_engine::FailureKind::Host;
+                let subject = built.path.display().to_string();
+                result = Err(Failure::new("digest", kind, subject, Some(error.into())));
+            }
+        }
+    }
+    if let Ok(built) = &result {
+        let file = OutputFile {
+            path: built.path.clone(),
+            size: built.size,
+            digest: built.digest.clone(),
+        };
+        run.output("image", file);
+    }
+    let mut launched = Launched::ended(result, run.finish());
+    if let (Ok(built), Some(receipt)) = (&mut launched.result, &launched.receipt) {
+        let seal = receipt.stages.iter().find(|row| row.id == "seal");
+        built.hit = seal.is_some_and(|row| row.outcome == fcpipe_engine::Outcome::Hit);
+    }
+    launched
+}
+
+/// Boots a spec and runs its process to its end. Nothing is left on the host but the store.
+pub fn run(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Launched<ExitStatus> {
+    let settings = host.settings(request.id.as_str(), spec, Some(request.launch));
+    let run = match Run::start(settings) {
+        Ok(run) => run,
+        Err(failure) => return Launched::failed(failure),
+    };
+    let (plan, parts) = plan_image(
+        &run,
+        spec,
+        request.builder,
+        request.strict,
+        host.own.clone(),
+    );
+    let image = run.stage(
+        "image",
+        MakeImage {
+            plan,
+            parts,
+            journal: spec.disk.journal,
+        },
+    );
+    let kernel = run.probe(
+        "kernel",
+        FindKernel {
+            store: request.kernels,
+            name: request.kernel,
+        },
+    );
+    let guest = blake3::hash(GUEST).into();
+    let initrd = run.stage("initrd", MakeInitrd { kernel, guest });
+    let machine = run.effect(
+        "machine",
+        PrepareMachine {
+            vmm: request.vmm,
+            kernel,
+            initrd,
+            id: request.id.as_str().to_owned(),
+            boot_id: request.id.as_str().to_owned(),
+            vcpus: spec.machine.vcpus,
+            memory_mib: spec.machine.memory >> 20,
+        },
+    );
+    let disk = run.effect("disk", PrivateDisk { image });
+    let booted = run.effect(
+        "boot",
+        Boot {
+            machine,
+            disk,
+            boot_id: request.id.as_str().to_owned(),
+            config: guest::config(spec),
+            timeout: request.boot_timeout,
+        },
+    );
+    let process = run.effect(
+        "process",
+        RunProcess {
+            booted,
+            process: guest::process(spec),
+            streams: Mutex::new(Some(request.streams)),
+            control: request.control,
+        },
+    );
+    let result = run.wait(&process).map(|status| *status);
+    Launched::ended(result, run.finish())
+}
+
+/// The part that both graphs share: a scan for each source, and the layout of them all.
+fn plan_image(
+    run: &Run,
+    spec: &LaunchSpec,
+    builder: Builder,
+    strict: bool,
+    own: Vec<PathBuf>,
+) -> (Node<Plan>, Arc<[Part]>) {
+    let leave_out: Arc<[PathBuf]> = own.into();
+    let parts: Arc<[Part]> = scan::sources(spec, strict, &leave_out)
+        .into_iter()
+        .map(|source| {
+            let id = format!("scan:{}", source.destination.display());
+            let content = source.probe.content.clone();
+            let from = source.probe.source.clone();
+            let scan: Node<Scanned> = run.probe(id, source.probe);
+            Part {
+                destination: source.destination,
+                source: from,
+                content,
+                scan,
+            }
+        })
+        .collect();
+    let plan = run.stage(
+        "layout",
+        PlanImage {
+            builder,
+            parts: Arc::clone(&parts),
+            size: spec.disk.size,
+            journal: spec.disk.journal,
+        },
+    );
+    (plan, parts)
+}

@@ -1,0 +1,392 @@
+//! The effects of a launch: its disk, its machine, its process. Each is in the journal before it is made.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fcpipe_engine::{
+    Amount, Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable,
+};
+use fcpipe_proto::host::{RunningProcess, Session, Stdio};
+use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
+use fcpipe_vmm::{Drive, KernelFiles, Machine, MachineConfig, Prepared, Vmm, VmmError};
+use serde::{Deserialize, Serialize};
+
+use crate::control::Control;
+use crate::image::Image;
+use crate::kernel::{ChosenKernel, Initrd};
+
+/// Every effect of a launch, for undoing what a dead one left.
+pub fn undo_table() -> UndoTable {
+    UndoTable::new()
+        .with::<PrivateDisk>()
+        .with::<PrepareMachine>()
+        .with::<Boot>()
+        .with::<RunProcess>()
+}
+
+fn launch_dir(cx: &Cx) -> Result<PathBuf, Failure> {
+    cx.launch_dir().map(Path::to_path_buf).ok_or_else(|| {
+        cx.fail(
+            FailureKind::Internal,
+            "the launch's directory",
+            "there is none",
+        )
+    })
+}
+
+/// The launch's own writable disk.
+pub(crate) struct PrivateDisk {
+    pub(crate) image: Node<Image>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DiskEntry {
+    path: PathBuf,
+}
+
+impl Effect for PrivateDisk {
+    const NAME: &'static str = "disk";
+    type Entry = DiskEntry;
+    type Output = PathBuf;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.node("image", &self.image);
+    }
+
+    fn intend(&self, cx: &Cx) -> Result<DiskEntry, Failure> {
+        Ok(DiskEntry {
+            path: launch_dir(cx)?.join("root.img"),
+        })
+    }
+
+    fn make(&self, entry: &DiskEntry, cx: &Cx) -> Result<PathBuf, Failure> {
+        let image = cx.get(&self.image)?;
+        // Held while it is read: nobody collects it meanwhile.
+        let _lease = cx.lease(&image.0)?;
+        let method = fcpipe_disk::private(&image.0.path, &entry.path, &|| cx.cancelled())
+            .map_err(|e| cx.fail(FailureKind::Host, "the machine's disk", e))?;
+        if let fcpipe_disk::Method::Copy { bytes } = method {
+            cx.progress(Amount {
+                bytes_read: bytes,
+                bytes_written: bytes,
+                ..Amount::default()
+            });
+        }
+        Ok(entry.path.clone())
+    }
+
+    fn undo(entry: &DiskEntry) -> Result<(), UndoError> {
+        match std::fs::remove_file(&entry.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Starts what the machine needs before its drives are there.
+pub(crate) struct PrepareMachine {
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) kernel: Node<ChosenKernel>,
+    pub(crate) initrd: Node<Initrd>,
+    pub(crate) id: String,
+    pub(crate) boot_id: String,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u64,
+}
+
+/// The directory by which a machine's processes are found.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct MachineEntry {
+    dir: PathBuf,
+}
+
+/// A machine that lacks its drives; taken once.
+pub(crate) struct Ready(Mutex<Option<Box<dyn Prepared>>>);
+
+impl Effect for PrepareMachine {
+    const NAME: &'static str = "machine";
+    type Entry = MachineEntry;
+    type Output = Ready;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.node("kernel", &self.kernel);
+        k.node("initrd", &self.initrd);
+    }
+
+    fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
+        Ok(MachineEntry {
+            dir: launch_dir(cx)?,
+        })
+    }
+
+    fn make(&self, entry: &MachineEntry, cx: &Cx) -> Result<Ready, Failure> {
+        let kernel = cx.get(&self.kernel)?;
+        let initrd = cx.get(&self.initrd)?;
+        // The machine itself holds it until it ends, whoever started it.
+        let lease = cx.lease(&initrd.0)?;
+        let config = MachineConfig {
+            id: self.id.clone(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            kernel: KernelFiles {
+                bzimage: kernel.0.bzimage.clone(),
+                vmlinux: kernel.0.vmlinux.clone(),
+            },
+            initrd: initrd.0.path.clone(),
+            cmdline_extra: format!("{BOOT_ID_ARGUMENT}={}", self.boot_id),
+            // Each machine has a vsock device of its own: the number need not differ.
+            vsock_cid: 3,
+            dir: entry.dir.clone(),
+            inherit: vec![Arc::new(lease.file.into())],
+        };
+        let prepared = self
+            .vmm
+            .prepare(&config, &|| cx.cancelled())
+            .map_err(|e| machine_failure(cx, e))?;
+        Ok(Ready(Mutex::new(Some(prepared))))
+    }
+
+    fn undo(entry: &MachineEntry) -> Result<(), UndoError> {
+        fcpipe_vmm::kill_by_mark(&entry.dir)?;
+        Ok(())
+    }
+}
+
+/// Gives the machine its disk, boots it, and configures its guest.
+pub(crate) struct Boot {
+    pub(crate) machine: Node<Ready>,
+    pub(crate) disk: Node<PathBuf>,
+    pub(crate) boot_id: String,
+    pub(crate) config: GuestConfig,
+    pub(crate) timeout: Duration,
+}
+
+/// A guest that is ready to run processes.
+pub(crate) struct Booted {
+    machine: Box<dyn Machine>,
+    session: Session,
+}
+
+impl Effect for Boot {
+    const NAME: &'static str = "boot";
+    const WAITS: bool = true;
+    type Entry = MachineEntry;
+    type Output = Booted;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.after(&self.machine);
+        k.after(&self.disk);
+    }
+
+    fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
+        Ok(MachineEntry {
+            dir: launch_dir(cx)?,
+        })
+    }
+
+    fn make(&self, _: &MachineEntry, cx: &Cx) -> Result<Booted, Failure> {
+        let ready = cx.get(&self.machine)?;
+        let prepared = ready
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let prepared = prepared.ok_or_else(|| {
+            cx.fail(
+                FailureKind::Internal,
+                "the machine",
+                "it was booted already",
+            )
+        })?;
+        let disk = Drive {
+            path: cx.get(&self.disk)?.as_ref().clone(),
+            read_only: false,
+        };
+        let cancelled = || cx.cancelled();
+        let machine = prepared
+            .boot(&[disk], &cancelled)
+            .map_err(|e| machine_failure(cx, e))?;
+
+        let deadline = Instant::now() + self.timeout;
+        let session = loop {
+            let stream = machine
+                .connect(AGENT_PORT, deadline, &cancelled)
+                .map_err(|e| machine_failure(cx, e))?;
+            match Session::connect(stream, &self.boot_id, deadline) {
+                Ok(session) => break session,
+                // The agent was not listening yet, or still holds an attempt that we gave up.
+                Err(ProtoError::Closed | ProtoError::Busy | ProtoError::Io { .. })
+                    if Instant::now() < deadline =>
+                {
+                    cx.sleep(Duration::from_millis(10))?;
+                }
+                Err(error) => return Err(guest_failure(cx, &*machine, error)),
+            }
+        };
+        session
+            .configure(&self.config, deadline)
+            .map_err(|e| guest_failure(cx, &*machine, e))?;
+        Ok(Booted { machine, session })
+    }
+
+    fn undo(entry: &MachineEntry) -> Result<(), UndoError> {
+        PrepareMachine::undo(entry)
+    }
+}
+
+/// Where the process's standard streams go; taken once.
+pub struct Streams {
+    /// `None`: the process reads from nothing.
+    pub stdin: Option<File>,
+    pub stdout: Box<dyn io::Write + Send>,
+    pub stderr: Box<dyn io::Write + Send>,
+}
+
+/// Runs the spec's process to its end, then has the guest write everything back and power off.
+pub(crate) struct RunProcess {
+    pub(crate) booted: Node<Booted>,
+    pub(crate) process: Process,
+    pub(crate) streams: Mutex<Option<Streams>>,
+    pub(crate) control: Control,
+}
+
+/// A process leaves nothing on the host that the machine's own effects don't cover.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct NoEntry {}
+
+/// How long a guest may take to answer that a process has started, and to write everything back.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a machine may take to end once its guest has powered off.
+const POWER_OFF: Duration = Duration::from_secs(10);
+/// How often a wait looks whether the launch is cancelled.
+const STEP: Duration = Duration::from_millis(50);
+
+impl Effect for RunProcess {
+    const NAME: &'static str = "process";
+    const WAITS: bool = true;
+    type Entry = NoEntry;
+    type Output = ExitStatus;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.after(&self.booted);
+    }
+
+    fn intend(&self, _: &Cx) -> Result<NoEntry, Failure> {
+        Ok(NoEntry {})
+    }
+
+    fn make(&self, _: &NoEntry, cx: &Cx) -> Result<ExitStatus, Failure> {
+        let booted = cx.get(&self.booted)?;
+        let Booted { machine, session } = &*booted;
+        let streams = self
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let streams = streams.ok_or_else(|| {
+            cx.fail(
+                FailureKind::Internal,
+                "the process",
+                "it was started already",
+            )
+        })?;
+        let stdio = Stdio {
+            stdin: streams.stdin.map(Into::into),
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+        };
+        let process = session
+            .start(&self.process, stdio, Instant::now() + ANSWER)
+            .map_err(|e| guest_failure(cx, &**machine, e))?;
+        let process = Arc::new(process);
+        self.control.attach(&process);
+        let status =
+            wait(cx, &process).map_err(|e| e.unwrap_or_else(|e| guest_failure(cx, &**machine, e)));
+        self.control.detach();
+        let status = status?;
+        for error in process.output_errors() {
+            if error.kind != io::ErrorKind::BrokenPipe {
+                cx.warn(format_args!(
+                    "the process's {} was cut short: {}",
+                    error.stream, error.reason
+                ));
+            }
+        }
+        power_off(cx, booted.as_ref());
+        Ok(status)
+    }
+
+    fn undo(_: &NoEntry) -> Result<(), UndoError> {
+        Ok(())
+    }
+}
+
+/// Waits for the process and its output. The error is the run's own end, or the connection's.
+fn wait(cx: &Cx, process: &RunningProcess) -> Result<ExitStatus, Result<Failure, ProtoError>> {
+    loop {
+        if let Some(status) = process.wait(Some(Instant::now() + STEP)).map_err(Err)? {
+            return Ok(status);
+        }
+        cx.check().map_err(Ok)?;
+    }
+}
+
+/// An orderly end. The disk is thrown away after it, so what goes wrong here is no failure of the run: the
+/// machine is ended by its undo in any case.
+fn power_off(cx: &Cx, booted: &Booted) {
+    match booted.session.shutdown(Instant::now() + ANSWER) {
+        Ok(true) => {
+            booted.machine.wait_exit(POWER_OFF);
+        }
+        Ok(false) => cx.warn("the guest could not unmount its root"),
+        Err(error) => cx.warn(format_args!(
+            "the guest did not shut down in order: {error}"
+        )),
+    }
+}
+
+fn machine_failure(cx: &Cx, error: VmmError) -> Failure {
+    let kind = match &error {
+        VmmError::Cancelled => FailureKind::Cancelled,
+        VmmError::Kernel { .. } => FailureKind::Kernel,
+        VmmError::Panic { .. } | VmmError::NoAnswer { .. } => FailureKind::Guest,
+        _ => FailureKind::Vmm,
+    };
+    let hint = match (error.hint(), error.logs()) {
+        (Some(hint), _) => Some(hint.to_owned()),
+        (None, Some(logs)) => Some(logs.to_string()),
+        (None, None) => None,
+    };
+    let failure = cx.fail(kind, "the machine", error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn guest_failure(cx: &Cx, machine: &dyn Machine, error: ProtoError) -> Failure {
+    use fcpipe_proto::FailureKind as Kind;
+    let kind = match &error {
+        ProtoError::Failed(failure) => match failure.kind {
+            Kind::NotFound => FailureKind::CommandNotFound,
+            Kind::NotExecutable => FailureKind::CommandNotExecutable,
+            Kind::Setup | Kind::Protocol => FailureKind::Guest,
+        },
+        _ => FailureKind::Guest,
+    };
+    let failed = matches!(error, ProtoError::Failed(_));
+    let failure = cx.fail(kind, "the guest", error);
+    if failed {
+        // The guest said what was wrong; its console has nothing to add.
+        return failure;
+    }
+    let console = machine.console_tail();
+    let end = bstr::BStr::new(&console[console.len().saturating_sub(CONSOLE_SHOWN)..]);
+    failure.hint(format_args!("the end of the guest's console:\n{end}"))
+}
+
+/// How much of a console an error shows, bytes.
+const CONSOLE_SHOWN: usize = 2048;

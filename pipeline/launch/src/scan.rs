@@ -1,0 +1,166 @@
+//! The probe that looks at a source. It always runs: what it sees is its identity.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fcpipe_engine::{Amount, Cx, Failure, FailureKind, Identity, KeyWriter, Output, Probe};
+use fcpipe_spec::{Bind, Content, LaunchSpec, MountKind};
+use fcpipe_tree::{Scan, ScanError, ScanOptions};
+
+use crate::keys::ContentValue;
+
+/// The facet that says which names and metadata a source has.
+pub(crate) const TREE: &str = "tree";
+/// The facet that says whether a file's content may have changed.
+pub(crate) const STAMPS: &str = "stamps";
+
+/// What a scan saw; nothing where the source does not exist.
+pub(crate) struct Scanned(pub(crate) Option<Arc<Scan>>);
+
+impl Output for Scanned {
+    fn identity(&self) -> Identity {
+        let (tree, stamps) = match &self.0 {
+            Some(scan) => (scan.tree.digest(), scan.digest_of_stamps()),
+            None => (blake3::hash(b"missing"), blake3::hash(b"missing")),
+        };
+        let whole = fcpipe_engine::Digest::of(
+            "fcpipe scan 1",
+            &[tree.as_bytes().as_slice(), stamps.as_bytes().as_slice()],
+        );
+        Identity::new(whole)
+            .with_facet(TREE, tree.into())
+            .with_facet(STAMPS, stamps.into())
+    }
+}
+
+/// Looks at one source.
+pub(crate) struct ScanSource {
+    pub(crate) source: PathBuf,
+    pub(crate) content: Content,
+    /// `rbind`.
+    pub(crate) cross_mounts: bool,
+    /// A mount's source may be missing, the root may not.
+    pub(crate) missing: Missing,
+    /// The store, the state directory and the output.
+    pub(crate) leave_out: Arc<[PathBuf]>,
+}
+
+/// What a source that does not exist is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Error,
+    /// An empty directory, and a warning.
+    Empty,
+}
+
+impl Probe for ScanSource {
+    const NAME: &'static str = "scan";
+    const VERSION: u32 = 1;
+    type Output = Scanned;
+
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.field("source", &self.source);
+        k.field("content", &ContentValue(&self.content));
+        k.field("cross mounts", &self.cross_mounts);
+    }
+
+    fn run(&self, cx: &Cx) -> Result<Scanned, Failure> {
+        let options = ScanOptions {
+            cross_mounts: self.cross_mounts,
+            threads: std::num::NonZeroUsize::new(cx.threads()),
+            leave_out: &self.leave_out,
+            cancel: Some(&|| cx.cancelled()),
+            progress: None,
+        };
+        match fcpipe_tree::scan(&self.source, &self.content, &options) {
+            Ok(scan) => {
+                cx.progress(Amount {
+                    files: scan.entries,
+                    ..Amount::default()
+                });
+                for warning in &scan.warnings {
+                    cx.warn(warning);
+                }
+                Ok(Scanned(Some(Arc::new(scan))))
+            }
+            Err(ScanError::Missing { path }) if self.missing == Missing::Empty => {
+                cx.warn(format_args!(
+                    "{path:?} does not exist: the guest gets an empty directory"
+                ));
+                Ok(Scanned(None))
+            }
+            Err(ScanError::Cancelled) => Err(cx.check().err().unwrap_or_else(|| {
+                cx.fail(
+                    FailureKind::Cancelled,
+                    self.source.display(),
+                    ScanError::Cancelled,
+                )
+            })),
+            Err(error) => Err(failure(cx, self, error)),
+        }
+    }
+}
+
+fn failure(cx: &Cx, scan: &ScanSource, error: ScanError) -> Failure {
+    let hint = match &error {
+        ScanError::Missing { .. } => Some("create it, or correct the spec"),
+        ScanError::Special { .. } | ScanError::Own { .. } => {
+            Some("name a directory or a regular file")
+        }
+        ScanError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some("run as a user who may read it, or leave it out with `exclude`")
+        }
+        _ => None,
+    };
+    let failure = cx.fail(FailureKind::Source, scan.source.display(), error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// A source of a spec and where it goes in the image.
+pub(crate) struct Source {
+    /// `/` for the root.
+    pub(crate) destination: PathBuf,
+    pub(crate) probe: ScanSource,
+}
+
+/// The spec's sources: the root first, then the bind mounts in order.
+pub(crate) fn sources(spec: &LaunchSpec, strict: bool, leave_out: &Arc<[PathBuf]>) -> Vec<Source> {
+    let root = Source {
+        destination: PathBuf::from("/"),
+        probe: ScanSource {
+            source: spec.root.path.clone(),
+            content: spec.root.content.clone(),
+            // Mounted file systems below a root are part of what the platform has prepared.
+            cross_mounts: true,
+            missing: Missing::Error,
+            leave_out: Arc::clone(leave_out),
+        },
+    };
+    let missing = if strict {
+        Missing::Error
+    } else {
+        Missing::Empty
+    };
+    let binds = spec.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Guest { .. } => None,
+        MountKind::Bind(Bind {
+            source,
+            recursive,
+            content,
+            ..
+        }) => Some(Source {
+            destination: mount.destination.clone(),
+            probe: ScanSource {
+                source: source.clone(),
+                content: content.clone(),
+                cross_mounts: *recursive,
+                missing,
+                leave_out: Arc::clone(leave_out),
+            },
+        }),
+    });
+    std::iter::once(root).chain(binds).collect()
+}
