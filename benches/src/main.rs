@@ -18,8 +18,12 @@
 
 mod drivers;
 mod floor;
+mod harness;
+mod mounts;
+mod run;
 mod trees;
 mod walk;
+mod ways;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,6 +59,6 @@ fn run(args: &[String]) -> Result<()> {
             println!("{} names", walk::stat(Path::new(src))?);
             Ok(())
         }
-        _ => Err("see the first lines of benches/src/main.rs".into()),
+        _ => harness::run(&harness::Asked::from(args)?),
     }
 }
