@@ -81,7 +81,7 @@ fn dependencies() -> Result<()> {
     for (program, arguments) in [
         (
             "cargo-deny",
-            &["deny", "--offline", "check", "bans", "licenses", "sources"][..],
+            &["deny", "--locked", "check", "bans", "licenses", "sources"][..],
         ),
         ("cargo-machete", &["machete"][..]),
     ] {

@@ -43,6 +43,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fcpipe-vmm", &["fcpipe-proto"]),
     ("fcpipe-guest", &["fcpipe-proto"]),
     ("fcpipe-proto", &[]),
+    ("fcpipe-treegen", &["fcpipe-tree"]),
+    ("fcpipe-benches", &[]),
     ("xtask", &[]),
 ];
 
@@ -157,7 +159,12 @@ fn prints(file: &str, text: &str, faults: &mut Vec<String>) {
 }
 
 fn page(file: &str, text: &str, faults: &mut Vec<String>) {
-    if !(file.ends_with("src/lib.rs") || file.ends_with("src/main.rs")) {
+    // The page is in the library's first file, or in the program's if there is no library.
+    let first = match file.strip_suffix("src/main.rs") {
+        Some(dir) => !root().join(dir).join("src/lib.rs").is_file(),
+        None => file.ends_with("src/lib.rs"),
+    };
+    if !first {
         return;
     }
     let lines = text
