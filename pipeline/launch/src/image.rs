@@ -105,9 +105,8 @@ impl Stage for PlanImage {
         }
         let composed = fcpipe_tree::compose(layers)
             .map_err(|e| cx.fail(FailureKind::Source, "the mounts", e))?;
-        for warning in composed.warnings() {
-            cx.warn(warning);
-        }
+        // A missing source is all that composing warns of, and its scan has said so: each time, as a
+        // probe always runs.
         cx.progress(Amount {
             files: composed.tree().len() as u64,
             ..Amount::default()

@@ -21,6 +21,9 @@ use crate::machine::{Boot, PrepareMachine, PrivateDisk, RunProcess, Streams};
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
 
+/// The step whose start hands the terminal over to the guest's process.
+pub const PROCESS: &str = "process";
+
 /// What a launch needs of the host it runs on.
 pub struct Host {
     pub store: Arc<Store>,
@@ -227,7 +230,7 @@ pub fn run(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Launched<Exit
         },
     );
     let process = run.effect(
-        "process",
+        PROCESS,
         RunProcess {
             booted,
             process: guest::process(spec),

@@ -30,6 +30,6 @@ mod scan;
 
 pub use control::{Control, Delivered};
 pub use image::Builder;
-pub use launch::{BuildRequest, Built, Host, Launched, RunRequest, build, run};
+pub use launch::{BuildRequest, Built, Host, Launched, PROCESS, RunRequest, build, run};
 pub use machine::{Streams, undo_table};
 pub use output::BuiltFile;

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fcpipe_engine::{Event, Outcome};
+use fcpipe_launch::PROCESS;
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Renderer, harmless};
@@ -14,6 +15,10 @@ pub(super) struct Bars {
     working: HashMap<Arc<str>, ProgressBar>,
     /// How many steps were found done.
     hits: u32,
+    /// When the first step began.
+    begun: Option<Instant>,
+    /// The terminal belongs to the guest's process now.
+    silent: bool,
 }
 
 /// A step that has not taken this long is not worth a line while it works.
@@ -25,6 +30,8 @@ impl Bars {
             all: MultiProgress::new(),
             working: HashMap::new(),
             hits: 0,
+            begun: None,
+            silent: false,
         }
     }
 
@@ -40,7 +47,13 @@ impl Bars {
 impl Renderer for Bars {
     fn event(&mut self, event: &Event) {
         match event {
+            // What the process writes is all that the terminal shows from here on.
+            Event::Started { node } if **node == *PROCESS => {
+                self.summary();
+                self.silent = true;
+            }
             Event::Started { node } => {
+                self.begun.get_or_insert_with(Instant::now);
                 let bar = self.bar(node);
                 self.working.insert(Arc::clone(node), bar);
             }
@@ -78,7 +91,7 @@ impl Renderer for Bars {
                 }
                 match outcome {
                     Outcome::Hit => self.hits += 1,
-                    Outcome::Ran if *wall >= PATIENCE => {
+                    Outcome::Ran if *wall >= PATIENCE && !self.silent => {
                         self.line(&format!(
                             "✓ {:<18} {:.2} s",
                             harmless(node),
@@ -94,15 +107,26 @@ impl Renderer for Bars {
     }
 
     fn end(&mut self) {
-        if self.hits > 0 {
-            self.line(&format!("✓ {} steps unchanged", self.hits));
+        if !self.silent {
+            self.summary();
         }
-        // A terminal that is gone needs no clearing.
-        let _ = self.all.clear();
     }
 }
 
 impl Bars {
+    /// What was reused and what all of it took, in the place of the bars.
+    fn summary(&mut self) {
+        let took = self
+            .begun
+            .map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        self.line(&match self.hits {
+            0 => format!("✓ ready in {took:.2} s"),
+            hits => format!("✓ ready in {took:.2} s, {hits} steps unchanged"),
+        });
+        // A terminal that is gone needs no clearing.
+        let _ = self.all.clear();
+    }
+
     /// A line that stays, above what is being drawn.
     fn line(&self, text: &str) {
         let _ = self.all.println(text);

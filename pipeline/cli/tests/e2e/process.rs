@@ -222,7 +222,8 @@ fn row_56_qemu_a_closed_stdout_is_a_quiet_end() {
     // As PID 1 the shell has no default action for SIGPIPE: it sees the error and says so itself.
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
-        said.lines().all(|line| line == "sh: write error: Broken pipe"),
+        said.lines()
+            .all(|line| line == "sh: write error: Broken pipe"),
         "{said}"
     );
 }
