@@ -1,6 +1,7 @@
 //! The three sorts of steps behind one private trait, and what each does with keys, records and the journal.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -136,7 +137,11 @@ pub(crate) struct StageStep<S>(pub(crate) S);
 impl<S: Stage> StageStep<S> {
     /// The answer of a record, if there is one.
     fn look_up(&self, cx: &Cx, keyed: &Keyed) -> Option<Done> {
-        let record = cx.store().record(&keyed.key)?;
+        let record = if cx.shared.plan {
+            cx.store().record(&keyed.key)?
+        } else {
+            cx.store().use_record(&keyed.key)?
+        };
         let value = match &record.kept {
             Some(kept) => Some(Arc::new(S::Output::recall(cx.store().kept(kept)?)?) as Value),
             None => None,
@@ -209,6 +214,7 @@ impl<S: Stage> StageStep<S> {
                 .into_iter()
                 .map(|object| (object.id, object.size))
                 .collect(),
+            contents: BTreeMap::new(),
         });
         let mut record = Record {
             key: keyed.key,

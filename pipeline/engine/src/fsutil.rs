@@ -116,3 +116,77 @@ pub(crate) fn nonce() -> String {
     hasher.write_u64(CALLS.fetch_add(1, Ordering::Relaxed));
     format!("{:016x}", hasher.finish())
 }
+
+/// A file that appears under its name, in place of what was there, when it is complete. Dropped before, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    file: File,
+    dir: OwnedFd,
+    name: std::ffi::OsString,
+    /// Its name until then, where it has one.
+    tmp: Option<String>,
+}
+
+impl NewFile {
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(parent, flags, Mode::empty())?;
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let unnamed = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let (file, tmp) = match rustix::fs::openat(&dir, ".", unnamed, mode) {
+            Ok(fd) if Path::new("/proc/self/fd").is_dir() => (fd.into(), None),
+            Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let tmp = format!(".fcpipe.{}", nonce());
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&dir, tmp.as_str(), flags, mode)?;
+                (fd.into(), Some(tmp))
+            }
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok(Self {
+            file,
+            dir,
+            name: name.to_owned(),
+            tmp,
+        })
+    }
+
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn commit(mut self) -> io::Result<()> {
+        if self.tmp.is_none() {
+            // A link can't take the place of a file, a rename can.
+            let tmp = format!(".fcpipe.{}", nonce());
+            link_unnamed(&self.file, &self.dir, &tmp)?;
+            self.tmp = Some(tmp);
+        }
+        if let Some(tmp) = &self.tmp {
+            rustix::fs::renameat(&self.dir, tmp.as_str(), &self.dir, Path::new(&self.name))?;
+        }
+        self.tmp = None;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(tmp) = &self.tmp {
+            let _ = rustix::fs::unlinkat(&self.dir, tmp.as_str(), rustix::fs::AtFlags::empty());
+        }
+    }
+}
+
+/// Gives a file made with O_TMPFILE its name.
+pub(crate) fn link_unnamed(file: &File, dir: impl AsFd, name: &str) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd as _;
+    // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; the way through /proc needs nothing.
+    let through = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, through, dir, name, rustix::fs::AtFlags::SYMLINK_FOLLOW)
+}

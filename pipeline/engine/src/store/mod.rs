@@ -17,10 +17,15 @@
 //!   whoever holds the key's lock may remove it.
 //! - Nothing is trusted after a reboot that was not synced before it.
 
+pub mod archive;
+mod collect;
+pub mod content;
 mod flight;
 mod object;
 mod record;
+mod survey;
 mod sync;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -35,9 +40,12 @@ use rustix::io::Errno;
 use crate::digest::Key;
 use crate::fsutil::{self, DirError};
 
+pub use collect::{Collect, Collected};
 pub(crate) use object::Keep;
 pub use object::{Lease, Object, ObjectId, ObjectWriter};
-pub use record::{KeptRecord, Record};
+pub use record::{KeptRecord, Record, Unusable};
+pub use survey::{Entry, ObjectEntry, Survey, Usage};
+pub use verify::{Finding, Verified};
 
 /// The directory of this version.
 const VERSION_DIR: &str = "v1";
@@ -57,6 +65,12 @@ pub enum StoreError {
         needed: Option<u64>,
         /// How much there is.
         free: u64,
+    },
+    /// Others use the store, and it was needed alone.
+    #[error("{} is in use by another command", path.display())]
+    InUse {
+        /// The store.
+        path: PathBuf,
     },
     /// An object is not there any more, or not whole.
     #[error("object {id} is missing or damaged")]
@@ -106,8 +120,8 @@ pub struct Store {
     boot_id: String,
     /// Holds the shared lock while it is `Some`.
     in_use: Mutex<Option<File>>,
-    /// Keys of records that are to be synced behind the launch.
-    unsynced: Mutex<BTreeSet<Key>>,
+    /// Keys of records whose objects are to be synced, or looked at, behind the launch.
+    pending: Mutex<BTreeSet<Key>>,
     /// Objects that end with this handle (`--cache off`): their names in `tmp`, and their locks.
     scratch: Mutex<Vec<(String, File)>>,
 }
@@ -144,7 +158,7 @@ impl Store {
             tmpfile: options.tmpfile && Path::new("/proc/self/fd").is_dir(),
             boot_id: options.boot_id.clone().unwrap_or_else(boot_id),
             in_use: Mutex::new(None),
-            unsynced: Mutex::default(),
+            pending: Mutex::default(),
             scratch: Mutex::default(),
             root,
         };

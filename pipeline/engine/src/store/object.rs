@@ -3,11 +3,10 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +35,13 @@ impl ObjectId {
     /// The key of the stage that made it.
     pub const fn key(&self) -> Key {
         self.key
+    }
+
+    /// The name that the stage gave it; without the number that makes it the only one.
+    pub fn name(&self) -> &str {
+        self.file
+            .rsplit_once('.')
+            .map_or(&self.file, |(name, _)| name)
     }
 }
 
@@ -75,6 +81,9 @@ impl fmt::Display for ObjectId {
         write!(f, "{}/{}", self.key, self.file)
     }
 }
+
+/// Longest name that a stage may give an object.
+pub(super) const NAME_MAX: usize = 64;
 
 /// Lower case, digits and a few signs; never `.` or `..`, never a slash.
 fn is_file_name(name: &str) -> bool {
@@ -176,7 +185,7 @@ impl ObjectWriter<'_> {
         loop {
             let name = format!("{}.{}", self.name, fsutil::nonce());
             let linked = match &self.pending {
-                Pending::Unnamed(file) => link_unnamed(file, &dir, &name),
+                Pending::Unnamed(file) => fsutil::link_unnamed(file, &dir, &name),
                 // Linked, then dropped from tmp: unlike a rename this can't put one object over another.
                 Pending::Named(tmp) => rustix::fs::linkat(
                     &store.tmp,
@@ -200,7 +209,7 @@ impl ObjectWriter<'_> {
                 // Locked before it has a name, so that nobody takes it for a dead writer's.
                 fsutil::flock(&file, FlockOperation::LockShared)?;
                 let name = format!("{}.{}", self.name, fsutil::nonce());
-                link_unnamed(&file, &self.store.tmp, &name)?;
+                fsutil::link_unnamed(&file, &self.store.tmp, &name)?;
                 (name, file)
             }
             Pending::Named(mut tmp) => {
@@ -211,12 +220,6 @@ impl ObjectWriter<'_> {
         lock(&self.store.scratch).push((name.clone(), file));
         Ok(name)
     }
-}
-
-fn link_unnamed(file: &File, dir: &impl std::os::fd::AsFd, name: &str) -> Result<(), Errno> {
-    // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; the way through /proc needs nothing.
-    let through = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::linkat(CWD, through, dir, name, AtFlags::SYMLINK_FOLLOW)
 }
 
 /// An object in use: a shared lock on the open file keeps a collector away from it.
@@ -238,7 +241,7 @@ impl Store {
         keep: Keep,
     ) -> Result<ObjectWriter<'_>, StoreError> {
         assert!(
-            is_file_name(name) && name.len() <= 64,
+            is_file_name(name) && name.len() <= NAME_MAX,
             "not a name for an object: {name:?}"
         );
         let pending = match self.tmpfile.then(|| self.unnamed()).transpose()?.flatten() {

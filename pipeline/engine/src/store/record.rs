@@ -1,11 +1,12 @@
 //! Records and notes: small files that carry a hash of themselves.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,60 @@ pub struct KeptRecord {
     pub body: serde_json::Value,
     /// Its objects and their lengths in bytes.
     pub objects: Vec<(ObjectId, u64)>,
+    /// What those objects hold, where somebody has looked since: see [`content`](super::content).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contents: BTreeMap<ObjectId, Digest>,
+}
+
+impl KeptRecord {
+    /// Whether every object's content is known.
+    pub fn proven(&self) -> bool {
+        self.objects
+            .iter()
+            .all(|(id, _)| self.contents.contains_key(id))
+    }
+}
+
+impl Record {
+    /// The objects that the record names, with their lengths in bytes.
+    pub fn objects(&self) -> impl Iterator<Item = (&ObjectId, u64)> {
+        self.kept
+            .iter()
+            .flat_map(|kept| &kept.objects)
+            .map(|(id, size)| (id, *size))
+    }
+
+    /// Whether every object's content is known.
+    pub fn proven(&self) -> bool {
+        self.kept.as_ref().is_none_or(KeptRecord::proven)
+    }
+}
+
+/// Why a file among the records is no hit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unusable {
+    /// It fails its own check, or is not in a form that this program reads.
+    Damaged,
+    /// It is about another key than its name says.
+    Misplaced,
+    /// It was made in an earlier boot, and its objects were not brought to the disk before that ended.
+    OtherBoot,
+    /// One of its objects is missing, or is not as long as it was.
+    ObjectLost(ObjectId),
+}
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Damaged => f.write_str("it fails its own check"),
+            Self::Misplaced => f.write_str("it is about another key"),
+            Self::OtherBoot => {
+                f.write_str("it was not brought to the disk before the host stopped")
+            }
+            Self::ObjectLost(id) => write!(f, "object {id} is missing or cut short"),
+        }
+    }
 }
 
 /// The first line of such a file is this and a digest of the rest.
@@ -76,22 +131,47 @@ impl Store {
     ///
     /// Anything wrong makes a miss, never an error: the cache is only a cache.
     pub fn record(&self, key: &Key) -> Option<Record> {
-        let record: Record = read_sealed(&self.records, &key.to_string())?;
-        let known = record.key == *key && (record.synced || record.boot_id == self.boot_id);
-        let objects = record.kept.iter().flat_map(|kept| &kept.objects);
-        let usable = known
-            && objects
-                .into_iter()
-                .all(|(id, size)| self.find_object(id, *size).is_some());
-        if !usable {
-            tracing::debug!(%key, "a record can't be used");
-            return None;
+        match self.judge(key, Touch::Not) {
+            Ok(Ok(record)) => Some(record),
+            Ok(Err(why)) => {
+                tracing::debug!(%key, %why, "a record can't be used");
+                None
+            }
+            Err(Absent) => None,
         }
-        if !record.synced {
-            // Whoever made it may have died before syncing it.
-            lock(&self.unsynced).insert(*key);
+    }
+
+    /// The same for a launch that goes by it. Marks it as used now, and remembers to bring to the disk, and to
+    /// look at, what its maker did not.
+    pub(crate) fn use_record(&self, key: &Key) -> Option<Record> {
+        let record = self.judge(key, Touch::Used).ok()?.ok()?;
+        if !record.synced || !record.proven() {
+            lock(&self.pending).insert(*key);
         }
         Some(record)
+    }
+
+    /// The record of a key, or why it is none; `Absent` where there is no file.
+    pub(super) fn judge(
+        &self,
+        key: &Key,
+        touch: Touch,
+    ) -> Result<Result<Record, Unusable>, Absent> {
+        let record: Record = match read_sealed(&self.records, &key.to_string(), touch)? {
+            Some(record) => record,
+            None => return Ok(Err(Unusable::Damaged)),
+        };
+        if record.key != *key {
+            return Ok(Err(Unusable::Misplaced));
+        }
+        if !record.synced && record.boot_id != self.boot_id {
+            return Ok(Err(Unusable::OtherBoot));
+        }
+        let lost = record
+            .objects()
+            .find(|(id, size)| self.find_object(id, *size).is_none())
+            .map(|(id, _)| id.clone());
+        Ok(lost.map_or(Ok(record), |id| Err(Unusable::ObjectLost(id))))
     }
 
     /// What a record keeps, with its objects found.
@@ -113,20 +193,19 @@ impl Store {
             .as_ref()
             .is_some_and(|kept| !kept.objects.is_empty());
         record.boot_id.clone_from(&self.boot_id);
-        record.made = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
+        record.made = now();
         // A record that stands alone proves itself: torn by a power cut, it fails its own check.
         record.synced = !has_objects;
         self.write_sealed(&self.records, "records", &record.key, record, false)?;
         if has_objects {
-            lock(&self.unsynced).insert(record.key);
+            lock(&self.pending).insert(record.key);
         }
         Ok(())
     }
 
-    pub(super) fn put_synced_record(&self, record: &Record) -> Result<(), StoreError> {
-        self.write_sealed(&self.records, "records", &record.key, record, true)
+    /// Writes a record anew with more known about it; `sync` waits for the disk.
+    pub(super) fn put_again(&self, record: &Record, sync: bool) -> Result<(), StoreError> {
+        self.write_sealed(&self.records, "records", &record.key, record, sync)
     }
 
     /// Drops the record of a key, so that its stage runs next time.
@@ -143,7 +222,15 @@ impl Store {
 
     /// What was noted under a key.
     pub(crate) fn note<T: DeserializeOwned>(&self, key: &Key) -> Option<T> {
-        read_sealed(&self.notes, &key.to_string())
+        read_sealed(&self.notes, &key.to_string(), Touch::Used).ok()?
+    }
+
+    /// Whether a file among the notes is whole.
+    pub(super) fn note_is_whole(&self, name: &str) -> bool {
+        matches!(
+            read_sealed::<serde::de::IgnoredAny>(&self.notes, name, Touch::Not),
+            Ok(Some(_)) | Err(Absent)
+        )
     }
 
     /// Notes something that is only for telling people, so losing it matters little.
@@ -171,19 +258,71 @@ impl Store {
     }
 }
 
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+/// There is no file of this name.
+#[derive(Debug)]
+pub(super) struct Absent;
+
+/// Whether reading a file counts as using it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touch {
+    /// Its time of modification becomes now: the collector goes by that.
+    Used,
+    Not,
+}
+
+/// A file used again within this many seconds keeps its time, so that a warm launch writes nothing.
+const TOUCH_AFTER: u64 = 60;
+
 /// Reads a sealed file; anything that is wrong with it makes `None`.
-fn read_sealed<T: DeserializeOwned>(dir: &OwnedFd, name: &str) -> Option<T> {
+fn read_sealed<T: DeserializeOwned>(
+    dir: &OwnedFd,
+    name: &str,
+    touch: Touch,
+) -> Result<Option<T>, Absent> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file: File = rustix::fs::openat(dir, name, flags, Mode::empty())
-        .ok()?
-        .into();
+    let file: File = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(fd) => fd.into(),
+        Err(Errno::NOENT) => return Err(Absent),
+        Err(_) => return Ok(None),
+    };
     let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes).ok()?;
-    let value = unsealed(&bytes).and_then(|body| serde_json::from_slice(body).ok());
+    let read = (&file).take(LONGEST).read_to_end(&mut bytes);
+    let value = read
+        .ok()
+        .and_then(|_| unsealed(&bytes))
+        .and_then(|body| serde_json::from_slice(body).ok());
     if value.is_none() {
         tracing::warn!(name, "damaged file in the store, taken as missing");
+    } else if touch == Touch::Used {
+        mark_used(&file);
     }
-    value
+    Ok(value)
+}
+
+/// Sets a file's time of modification to now. Losing that (a read-only store) only makes it look older to the collector.
+fn mark_used(file: &File) {
+    let Ok(stat) = rustix::fs::fstat(file) else {
+        return;
+    };
+    // A time in the future is as wrong as one long ago.
+    if now().abs_diff(u64::try_from(stat.st_mtime).unwrap_or(0)) > TOUCH_AFTER {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        let _ = rustix::fs::futimens(file, &times);
+    }
 }
 
 #[cfg(test)]
