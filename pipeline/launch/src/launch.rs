@@ -20,6 +20,7 @@ use crate::kernel::{FindKernel, GUEST, MakeInitrd};
 use crate::machine::{Boot, PrepareMachine, PrivateDisk, RunProcess, Streams};
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
+use crate::stock::settle;
 
 /// The step whose start hands the terminal over to the guest's process.
 pub const PROCESS: &str = "process";
@@ -37,7 +38,12 @@ pub struct Host {
 }
 
 impl Host {
-    fn settings(&self, id: &str, spec: &LaunchSpec, launch: Option<LaunchDir>) -> Settings {
+    pub(crate) fn settings(
+        &self,
+        id: &str,
+        spec: &LaunchSpec,
+        launch: Option<LaunchDir>,
+    ) -> Settings {
         Settings {
             id: id.to_owned(),
             scope: spec.file.display().to_string(),
@@ -101,7 +107,7 @@ pub struct Launched<T> {
 }
 
 impl<T> Launched<T> {
-    fn failed(failure: Failure) -> Self {
+    pub(crate) fn failed(failure: Failure) -> Self {
         Launched {
             receipt: None,
             result: Err(failure),
@@ -109,7 +115,7 @@ impl<T> Launched<T> {
         }
     }
 
-    fn ended(result: Result<T, Failure>, finished: Finished) -> Self {
+    pub(crate) fn ended(result: Result<T, Failure>, finished: Finished) -> Self {
         if let Some(launch) = finished.launch {
             // Refused where something is left to undo: the next command sees to it.
             let _ = launch.remove();
@@ -238,12 +244,14 @@ pub fn run(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Launched<Exit
             control: request.control,
         },
     );
-    let result = run.wait(&process).map(|status| *status);
+    let result = settle(&run, &booted, &host.store, || {
+        run.wait(&process).map(|status| *status)
+    });
     Launched::ended(result, run.finish())
 }
 
 /// The part that both graphs share: a scan for each source, and the layout of them all.
-fn plan_image(
+pub(crate) fn plan_image(
     run: &Run,
     spec: &LaunchSpec,
     builder: Builder,

@@ -27,9 +27,11 @@ mod launch;
 mod machine;
 mod output;
 mod scan;
+mod stock;
 
 pub use control::{Control, Delivered};
 pub use image::Builder;
 pub use launch::{BuildRequest, Built, Host, Launched, PROCESS, RunRequest, build, run};
 pub use machine::{Streams, undo_table};
 pub use output::BuiltFile;
+pub use stock::{StockRequest, stock};

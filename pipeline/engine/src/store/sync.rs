@@ -22,6 +22,16 @@ impl Store {
         Ok(marked)
     }
 
+    /// [`sync_pending`](Self::sync_pending), then [`prove_pending`](Self::prove_pending) until `cancelled`. For a
+    /// thread of its own: it becomes the last to be given a processor.
+    pub fn settle(&self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), StoreError> {
+        // Without the right to, it works all the same. On Linux this is about the calling thread alone.
+        let _ = rustix::process::setpriority_process(None, 19);
+        self.sync_pending()?;
+        self.prove_pending(1, cancelled)?;
+        Ok(())
+    }
+
     /// Notes in the same records what their objects hold, for `verify`: see [`content`](super::content). Reads every
     /// byte, so it stops when `cancelled` answers true; whoever uses such a record next takes it up again. Returns how
     /// many records it completed.
