@@ -31,6 +31,7 @@ mod hash;
 mod ids;
 mod layout;
 mod map;
+mod memory;
 mod mke2fs;
 mod numbers;
 mod ondisk;

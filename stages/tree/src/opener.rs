@@ -1,13 +1,14 @@
 //! Opening the files that a scan has seen, and no others.
 //!
 //! A file is opened below its source without following a link, and its stamp is compared with the
-//! scan's; the reader compares again when it has read ([`SourceFile::check`]). So bytes that were read
-//! are those of the file the scan saw, or there is an error.
+//! scan's, at the latest when it was read ([`SourceFile::check`]). So bytes that were read are those of
+//! the file the scan saw, or there is an error.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -34,7 +35,9 @@ pub enum OpenError {
 /// file open, so that files in canonical order cost one openat and one fstat each.
 #[derive(Debug)]
 pub struct Opener {
-    composed: Composed,
+    /// Counted for this thread alone: every file that is open counts as well, and one counter for all
+    /// threads would go from processor to processor with each of them.
+    composed: Arc<Composed>,
     top: Option<(usize, OwnedFd)>,
     /// By layer and the node in its scan.
     parent: Option<((usize, NodeId), OwnedFd)>,
@@ -45,14 +48,14 @@ pub struct Opener {
 pub struct SourceFile {
     file: File,
     stamp: Stamp,
-    composed: Composed,
+    composed: Arc<Composed>,
     node: NodeId,
 }
 
 impl Opener {
     pub(crate) fn new(composed: Composed) -> Self {
         Opener {
-            composed,
+            composed: Arc::new(composed),
             top: None,
             parent: None,
         }
@@ -60,8 +63,17 @@ impl Opener {
 
     /// Opens the content of a regular file. `node` is of [`Composed::tree`].
     pub fn open(&mut self, node: NodeId) -> Result<SourceFile, OpenError> {
+        let file = self.open_unchecked(node)?;
+        file.check()?;
+        Ok(file)
+    }
+
+    /// As [`Opener::open`], but what was opened may be something else than the scan saw, of any type:
+    /// nothing that is read counts before [`SourceFile::check`] was content with it. For small files,
+    /// where looking once instead of twice is to be felt.
+    pub fn open_unchecked(&mut self, node: NodeId) -> Result<SourceFile, OpenError> {
         // A cheap clone, so that borrowing its scan leaves `self` free.
-        let composed = self.composed.clone();
+        let composed = Arc::clone(&self.composed);
         let not_a_file = || OpenError::NotAFile {
             path: composed.source_path(node),
         };
@@ -74,20 +86,7 @@ impl Opener {
             ScanRoot::File => open_source_file(scan),
             ScanRoot::Directory => self.open_below(layer, scan, scanned),
         };
-        let failed = |errno| failure(&composed, node, errno);
-        let file = opened.map_err(failed)?;
-        let (now, mode) = sys::stamp_of_open(file.as_fd()).map_err(failed)?;
-        let what = if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            Some("it is not a regular file any more")
-        } else {
-            stamp.difference(&now)
-        };
-        if let Some(what) = what {
-            return Err(OpenError::Changed {
-                path: composed.source_path(node),
-                what,
-            });
-        }
+        let file = opened.map_err(|errno| failure(&composed, node, errno))?;
         Ok(SourceFile {
             file: file.into(),
             stamp,
@@ -192,9 +191,14 @@ impl SourceFile {
 
     /// To be called when all was read: an error says that what was read may not be what was scanned.
     pub fn check(&self) -> Result<(), OpenError> {
-        let (now, _) = sys::stamp_of_open(self.file.as_fd())
+        let (now, mode) = sys::stamp_of_open(self.file.as_fd())
             .map_err(|errno| failure(&self.composed, self.node, errno))?;
-        match self.stamp.difference(&now) {
+        let what = if FileType::from_raw_mode(mode) != FileType::RegularFile {
+            Some("it is not a regular file any more")
+        } else {
+            self.stamp.difference(&now)
+        };
+        match what {
             None => Ok(()),
             Some(what) => Err(OpenError::Changed {
                 path: self.path(),

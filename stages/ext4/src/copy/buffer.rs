@@ -26,7 +26,9 @@ impl Buffer {
             )?
         };
         let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Buffer { at, len })
+        let mut buffer = Buffer { at, len };
+        crate::memory::prefer_huge_pages(&mut buffer);
+        Ok(buffer)
     }
 }
 

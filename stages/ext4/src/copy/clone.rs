@@ -55,6 +55,7 @@ pub(super) fn clone_large<S: Sources>(
             return Err(CopyError::Cancelled);
         }
         let file = reader.open(node)?;
+        reader.check(&file)?;
         let read = |source| CopyError::Read {
             path: sources.path(node),
             source,

@@ -42,7 +42,7 @@ use target::Target;
 /// How an image is written. The default is what is fastest.
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
-    /// Threads that read and write; `None`: two for each processor, at most 8. One waits for the disk
+    /// Threads that read and write; `None`: three for each processor, at most 8. Some wait for the disk
     /// while another reads.
     pub threads: Option<NonZeroUsize>,
     /// Write past the page cache where the file system allows it. Nearly always right: the image's
@@ -213,7 +213,7 @@ fn write_from<S: Sources>(
 fn threads(options: &CopyOptions, map: &ImageMap) -> usize {
     let wanted = match options.threads {
         Some(threads) => threads.get(),
-        None => 2 * thread::available_parallelism().map_or(2, NonZeroUsize::get),
+        None => 3 * thread::available_parallelism().map_or(2, NonZeroUsize::get),
     };
     // No more of them than pieces, and few enough for 64 open files.
     let blocks: u64 = map.extents.iter().map(|e| u64::from(e.blocks)).sum();

@@ -27,8 +27,8 @@ pub(super) trait Sources: Sync {
 pub(super) trait Reader {
     type File: AsFd;
 
-    /// Opens a file if it is still the one that was scanned.
+    /// Opens a file. It may be something else than what was scanned: the check says so.
     fn open(&mut self, node: NodeId) -> Result<Self::File, CopyError>;
-    /// Whether what was opened is still the file that was scanned.
+    /// Whether what was opened is the file that was scanned, and still as it was.
     fn check(&self, file: &Self::File) -> Result<(), CopyError>;
 }

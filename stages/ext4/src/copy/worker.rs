@@ -77,7 +77,14 @@ fn gather<'a, S: Sources>(
                         }
                     }
                 };
-                read += file.read(shared.sources, offset, bytes)?;
+                match file.read(shared.sources, offset, bytes) {
+                    Ok(more) => read += more,
+                    // That it is not the file any more says more than what came of reading it.
+                    Err(error) => {
+                        reader.check(&file.file)?;
+                        return Err(error);
+                    }
+                }
                 open = Some(file);
             }
         }

@@ -128,6 +128,7 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
     }
 
     let mut metadata = vec![0; size as usize];
+    crate::memory::prefer_huge_pages(&mut metadata);
     let mut jobs: Vec<Job<'_>> = sections
         .into_iter()
         .map(|section| Job {
@@ -143,7 +144,7 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
     }
     drop(parts);
 
-    jobs.par_iter_mut().with_min_len(64).for_each(|job| {
+    jobs.par_iter_mut().with_min_len(8).for_each(|job| {
         let section = job.section;
         job.out.fill(|out| decided.make(section, &groups, out));
     });
