@@ -1,6 +1,7 @@
 //! One file a command, and what several of them share.
 
 pub(crate) mod build;
+pub(crate) mod cache;
 pub(crate) mod doctor;
 pub(crate) mod kernel;
 pub(crate) mod run;

@@ -10,6 +10,7 @@
 //! Where to begin reading: `arguments.rs` (all there is to ask for), then the command's file in
 //! `commands/`.
 
+mod amounts;
 mod arguments;
 mod commands;
 mod directories;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Build(build) => commands::build::run(global, build),
         Command::Validate(validate) => commands::validate::run(global, validate),
         Command::Kernel(kernel) => commands::kernel::run(global, kernel),
+        Command::Cache(cache) => commands::cache::run(global, cache),
         Command::Doctor => commands::doctor::run(global),
     };
     ExitCode::from(result.unwrap_or_else(|complaint| complaint.show(convention)))

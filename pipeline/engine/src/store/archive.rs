@@ -74,6 +74,12 @@ pub enum ArchiveError {
         /// The key.
         key: Key,
     },
+    /// A record that names no object but says something of its own is about a file of this host.
+    #[error("key {key} is about a file outside of the cache, and can't be exported")]
+    NotPortable {
+        /// The key.
+        key: Key,
+    },
     /// It is not what it should be; nothing was imported.
     #[error("the archive is refused: {why}")]
     Refused {
@@ -93,7 +99,7 @@ pub enum ArchiveError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The archive can't be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// The archive.
         path: PathBuf,

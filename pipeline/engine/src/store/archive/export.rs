@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::super::content::{Content, Hasher, PIECE, piece_len};
-use super::super::{Lease, Store};
+use super::super::{KeptRecord, Lease, Store};
 use super::{ARCHIVE_SCHEMA, ArchiveError, MANIFEST, MANIFEST_DIGEST, Manifest, Packed, member};
 use crate::digest::{Digest, Key};
 use crate::fsutil::NewFile;
@@ -78,6 +78,10 @@ impl Store {
         for key in keys {
             let not_there = || ArchiveError::NotThere { key: *key };
             let mut record = self.record(key).ok_or_else(not_there)?;
+            let outside = |kept: &KeptRecord| kept.objects.is_empty();
+            if record.kept.as_ref().is_some_and(outside) {
+                return Err(ArchiveError::NotPortable { key: *key });
+            }
             let mut found = Vec::new();
             for (id, size) in record.objects() {
                 let object = self.find_object(id, size).ok_or_else(not_there)?;

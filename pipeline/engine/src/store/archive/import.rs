@@ -1,5 +1,6 @@
 //! Taking an archive in. It is read as an enemy's: every length and name is checked before it is used.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -153,10 +154,7 @@ impl Store {
                 return refused(format!("object {} is not in its one form", packed.id));
             }
             hasher.add(number, piece);
-            writer
-                .file()
-                .write_all_at(piece, number * PIECE)
-                .map_err(failed)?;
+            write_sparse(writer.file(), piece, number * PIECE).map_err(failed)?;
         }
         let more = entry.read(&mut [0]).map_err(io)?;
         if more != 0 || hasher.finish(packed.size).digest != packed.content {
@@ -238,6 +236,25 @@ impl Store {
         self.put_record(&mut record)?;
         Ok(bytes)
     }
+}
+
+/// Writes what is not zero: what was a hole becomes one again.
+fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    const BLOCK: usize = 4096;
+    let (mut at, mut rest) = (at, bytes);
+    while !rest.is_empty() {
+        let mut end = 0;
+        let hole = is_zero(&rest[..rest.len().min(BLOCK)]);
+        while end < rest.len() && is_zero(&rest[end..rest.len().min(end + BLOCK)]) == hole {
+            end = rest.len().min(end + BLOCK);
+        }
+        let (run, after) = rest.split_at(end);
+        if !hole {
+            file.write_all_at(run, at)?;
+        }
+        (at, rest) = (at + end as u64, after);
+    }
+    Ok(())
 }
 
 /// Whether a manifest makes sense, before anything that it says is acted upon.
