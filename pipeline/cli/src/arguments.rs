@@ -112,6 +112,12 @@ pub(crate) enum Command {
     /// Check a spec and say what is wrong with it, with line and column.
     #[command(after_help = "Example:\n  fcpipe validate ./bundle/config.json")]
     Validate(Validate),
+    /// Say what a launch would do: what is kept from before, what would run, and why.
+    #[command(after_help = "Example:\n  fcpipe plan ./bundle --format json")]
+    Plan(Plan),
+    /// Say why stages would run again: the first difference, in the words of the spec and its files.
+    #[command(after_help = "Examples:\n  fcpipe explain ./bundle\n  fcpipe explain ./bundle image")]
+    Explain(Explain),
     /// Import and list the kernels that microVMs boot.
     #[command(subcommand)]
     Kernel(Kernel),
@@ -185,6 +191,36 @@ pub(crate) struct Build {
     pub(crate) digest: bool,
     #[command(flatten)]
     pub(crate) building: Building,
+}
+
+/// What a plan needs to know of the launch it is for.
+#[derive(Debug, Args)]
+pub(crate) struct Planning {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// Which virtual machine monitor would run the guest.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) vmm: Vmm,
+    /// Which imported kernel would boot: a release or an id [default: the newest import].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel: Option<String>,
+    #[command(flatten)]
+    pub(crate) building: Building,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) planning: Planning,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    #[command(flatten)]
+    pub(crate) planning: Planning,
+    /// A stage, as `plan` and the receipt name it; all that would run where none is named.
+    #[arg(value_name = "STAGE")]
+    pub(crate) stage: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -305,6 +341,15 @@ pub(crate) enum Vmm {
     Auto,
     /// QEMU's q35 machine, with KVM or emulated.
     Qemu,
+}
+
+impl From<Vmm> for fcpipe_vmm::VmmChoice {
+    fn from(vmm: Vmm) -> Self {
+        match vmm {
+            Vmm::Auto => Self::Auto,
+            Vmm::Qemu => Self::Qemu,
+        }
+    }
 }
 
 impl Arguments {

@@ -4,6 +4,7 @@ pub(crate) mod build;
 pub(crate) mod cache;
 pub(crate) mod doctor;
 pub(crate) mod kernel;
+pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod validate;
 

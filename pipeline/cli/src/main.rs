@@ -18,6 +18,7 @@ mod exit;
 mod render;
 mod report;
 mod signals;
+mod why;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,8 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Run(run) => commands::run::run(global, run),
         Command::Build(build) => commands::build::run(global, build),
+        Command::Plan(plan) => commands::plan::plan(global, plan),
+        Command::Explain(explain) => commands::plan::explain(global, explain),
         Command::Validate(validate) => commands::validate::run(global, validate),
         Command::Kernel(kernel) => commands::kernel::run(global, kernel),
         Command::Cache(cache) => commands::cache::run(global, cache),

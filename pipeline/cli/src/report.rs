@@ -49,6 +49,15 @@ impl Complaint {
         Complaint::new(format_args!("{}: {error}", path.into().display()))
     }
 
+    pub(crate) fn of_vmm(error: fcpipe_vmm::VmmError) -> Self {
+        let hint = error.hint().map(str::to_owned);
+        let complaint = Complaint::new(error);
+        match hint {
+            Some(hint) => complaint.hint(hint),
+            None => complaint,
+        }
+    }
+
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         match self {
             Complaint::Other { what, .. } => Complaint::Other {

@@ -11,6 +11,7 @@ use crate::digest::Key;
 use crate::event::{Amount, Event};
 use crate::failure::{Failure, FailureKind};
 use crate::graph::{Node, NodeId};
+use crate::key::Change;
 use crate::rows::Rows;
 use crate::run::Shared;
 use crate::store::{Keep, Lease, Object, ObjectWriter, Store, StoreError};
@@ -122,6 +123,12 @@ impl Cx {
             node: self.id.clone(),
             message: message.to_string(),
         });
+    }
+
+    /// For a probe: says in the user's words what is not as it was the last time, such as a file and its size.
+    /// `plan` and `explain` show it; nothing else depends on it.
+    pub fn notice(&self, change: Change) {
+        self.rows.notice(change);
     }
 
     /// The token that ends the run: for waits that poll descriptors.

@@ -71,6 +71,11 @@ fn read_note(cx: &Cx) -> Option<Note> {
         .then(|| cx.store().note(&note_key(&cx.shared.scope, &cx.id)))?
 }
 
+/// The inputs that this node had the last time, if that is known.
+pub(crate) fn inputs_before(cx: &Cx) -> Option<Manifest> {
+    read_note(cx).map(|note| note.inputs)
+}
+
 fn write_note(cx: &Cx, keyed: &Keyed, seen: Option<Identity>) {
     if cx.shared.cache == CacheMode::Off || cx.shared.plan {
         return;

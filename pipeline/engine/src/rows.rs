@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::digest::Key;
 use crate::event::{Amount, Event, EventSender, Outcome};
+use crate::key::Change;
 use crate::receipt::Row;
+use crate::run::lock;
 
 /// A time that has not come.
 const UNSET: u64 = u64::MAX;
@@ -23,6 +25,7 @@ pub(crate) struct Rows {
     last_event_us: AtomicU64,
     again_us: AtomicU64,
     total: Mutex<Option<Amount>>,
+    noticed: Mutex<Vec<Change>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +57,17 @@ impl Rows {
             last_event_us: AtomicU64::new(0),
             again_us: AtomicU64::new(0),
             total: Mutex::new(None),
+            noticed: Mutex::default(),
         }
+    }
+
+    /// Something that the node saw is not as it was.
+    pub(crate) fn notice(&self, change: Change) {
+        lock(&self.noticed).push(change);
+    }
+
+    pub(crate) fn noticed(&self) -> Vec<Change> {
+        lock(&self.noticed).clone()
     }
 
     /// The row that others wait for.

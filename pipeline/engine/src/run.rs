@@ -110,7 +110,11 @@ pub struct Explained {
     pub key: Option<Key>,
     /// What entered the key.
     pub inputs: Manifest,
-    /// What is not as it was the last time; `None` if there was no last time.
+    /// Whether it is an effect, which every launch does.
+    pub effect: bool,
+    /// The ids of the nodes it depends on.
+    pub deps: Vec<String>,
+    /// What is not as it was the last time; `None` if there was no last time. For a probe: also what it noticed.
     pub changed: Option<Vec<Change>>,
 }
 

@@ -88,9 +88,10 @@ impl Stage for PlanImage {
         k.field("size", &self.size);
         k.field("journal", &self.journal);
         for part in self.parts.iter() {
+            let at = part.destination.display();
             k.field("destination", &part.destination);
-            k.field("content", &ContentValue(&part.content));
-            k.facet("tree", &part.scan, TREE);
+            k.field(&format!("content of {at}"), &ContentValue(&part.content));
+            k.facet(&format!("tree of {at}"), &part.scan, TREE);
         }
     }
 
@@ -201,8 +202,9 @@ pub(crate) fn image_inputs(
     // mke2fs takes it as an option; the native layout has it in its digest.
     k.field("journal", &journal);
     for part in parts {
+        let at = part.destination.display();
         k.field("destination", &part.destination);
-        k.facet("stamps", &part.scan, STAMPS);
+        k.facet(&format!("files of {at}"), &part.scan, STAMPS);
     }
 }
 

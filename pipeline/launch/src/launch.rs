@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fcpipe_engine::{
-    CacheMode, CancelToken, EventSender, Failure, Finished, LaunchDir, Node, NotUndone, OutputFile,
-    Receipt, Run, Settings, Store,
+    CacheMode, CancelToken, EventSender, Explained, Failure, Finished, LaunchDir, Node, NotUndone,
+    OutputFile, Receipt, Row, Run, Settings, Store,
 };
 use fcpipe_kernel::KernelStore;
 use fcpipe_proto::ExitStatus;
@@ -17,7 +17,7 @@ use crate::control::Control;
 use crate::guest;
 use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
 use crate::kernel::{FindKernel, GUEST, MakeInitrd};
-use crate::machine::{Boot, PrepareMachine, PrivateDisk, RunProcess, Streams};
+use crate::machine::{Boot, Booted, PrepareMachine, PrivateDisk, RunProcess, Streams};
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
 use crate::stock::settle;
@@ -84,8 +84,6 @@ pub struct Built {
 /// What `run` is asked for.
 pub struct RunRequest {
     pub id: LaunchId,
-    /// Claimed for this launch alone.
-    pub launch: LaunchDir,
     pub builder: Builder,
     pub strict: bool,
     pub kernels: KernelStore,
@@ -95,6 +93,15 @@ pub struct RunRequest {
     pub boot_timeout: Duration,
     pub streams: Streams,
     pub control: Control,
+}
+
+/// What a launch would do.
+#[derive(Debug)]
+pub struct Planned {
+    /// Every step, in the order of adding.
+    pub steps: Vec<Explained>,
+    /// The rows that a receipt would have.
+    pub rows: Vec<Row>,
 }
 
 /// How a launch ended.
@@ -182,19 +189,47 @@ pub fn build(spec: &LaunchSpec, request: BuildRequest, host: &Host) -> Launched<
 }
 
 /// Boots a spec and runs its process to its end. Nothing is left on the host but the store.
-pub fn run(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Launched<ExitStatus> {
-    let settings = host.settings(request.id.as_str(), spec, Some(request.launch));
-    let run = match Run::start(settings) {
+///
+/// `launch` is claimed for this launch alone.
+pub fn run(
+    spec: &LaunchSpec,
+    request: RunRequest,
+    launch: LaunchDir,
+    host: &Host,
+) -> Launched<ExitStatus> {
+    let run = match Run::start(host.settings(request.id.as_str(), spec, Some(launch))) {
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
     };
-    let (plan, parts) = plan_image(
-        &run,
-        spec,
-        request.builder,
-        request.strict,
-        host.own.clone(),
-    );
+    let (booted, process) = graph_of_run(&run, spec, request, host);
+    let result = settle(&run, &booted, &host.store, || {
+        run.wait(&process).map(|status| *status)
+    });
+    Launched::ended(result, run.finish())
+}
+
+/// What [`run()`] would do now: the sources are looked at, records are read, nothing is made.
+pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Planned, Failure> {
+    let mut settings = host.settings(request.id.as_str(), spec, None);
+    settings.plan = true;
+    let run = Run::start(settings)?;
+    graph_of_run(&run, spec, request, host);
+    let finished = run.finish();
+    finished.result?;
+    Ok(Planned {
+        steps: finished.explained,
+        rows: finished.receipt.stages,
+    })
+}
+
+/// The one graph of a launch, whether it is done or only planned.
+fn graph_of_run(
+    run: &Run,
+    spec: &LaunchSpec,
+    request: RunRequest,
+    host: &Host,
+) -> (Node<Booted>, Node<ExitStatus>) {
+    let (plan, parts) = plan_image(run, spec, request.builder, request.strict, host.own.clone());
     let image = run.stage(
         "image",
         MakeImage {
@@ -244,10 +279,7 @@ pub fn run(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Launched<Exit
             control: request.control,
         },
     );
-    let result = settle(&run, &booted, &host.store, || {
-        run.wait(&process).map(|status| *status)
-    });
-    Launched::ended(result, run.finish())
+    (booted, process)
 }
 
 /// The part that both graphs share: a scan for each source, and the layout of them all.

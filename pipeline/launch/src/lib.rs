@@ -31,7 +31,9 @@ mod stock;
 
 pub use control::{Control, Delivered};
 pub use image::Builder;
-pub use launch::{BuildRequest, Built, Host, Launched, PROCESS, RunRequest, build, run};
+pub use launch::{
+    BuildRequest, Built, Host, Launched, PROCESS, Planned, RunRequest, build, plan, run,
+};
 pub use machine::{Streams, undo_table};
 pub use output::BuiltFile;
 pub use stock::{StockRequest, stock};

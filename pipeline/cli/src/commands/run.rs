@@ -8,10 +8,9 @@ use fcpipe_engine::{CancelToken, LaunchDir};
 use fcpipe_kernel::KernelStore;
 use fcpipe_launch::{Control, RunRequest, Streams};
 use fcpipe_spec::LaunchId;
-use fcpipe_vmm::VmmChoice;
 
 use super::{Outcome, builder, host, load, write_timings};
-use crate::arguments::{Global, Run, Vmm};
+use crate::arguments::{Global, Run};
 use crate::directories::Directories;
 use crate::render::Rendering;
 use crate::report::{self, Complaint};
@@ -28,20 +27,9 @@ pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
         Some(id) => LaunchId::parse(id).map_err(|e| Complaint::new(format_args!("--id: {e}")))?,
         None => LaunchId::random().map_err(Complaint::new)?,
     };
-    let choice = match arguments.vmm {
-        Vmm::Auto => VmmChoice::Auto,
-        Vmm::Qemu => VmmChoice::Qemu,
-    };
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let vmms = fcpipe_vmm::Host::from_env(Some(&directories.data));
-    let chosen = fcpipe_vmm::choose(&vmms, choice).map_err(|e| {
-        let hint = e.hint().map(str::to_owned);
-        let complaint = Complaint::new(e);
-        match hint {
-            Some(hint) => complaint.hint(hint),
-            None => complaint,
-        }
-    })?;
+    let chosen = fcpipe_vmm::choose(&vmms, arguments.vmm.into()).map_err(Complaint::of_vmm)?;
 
     let (events, rendering) = Rendering::start(global.progress);
     let launched = (|| -> Result<_, Complaint> {
@@ -50,7 +38,6 @@ pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
         let kernels = KernelStore::open(&directories.data).map_err(Complaint::new)?;
         let request = RunRequest {
             id,
-            launch,
             builder: builder(arguments.building.builder),
             strict: arguments.spec.strict,
             kernels,
@@ -64,7 +51,7 @@ pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
             },
             control,
         };
-        let launched = fcpipe_launch::run(&spec, request, &host);
+        let launched = fcpipe_launch::run(&spec, request, launch, &host);
         // What the launch built is made safe against a power cut behind it.
         if let Err(error) = host.store.sync_pending() {
             return Err(Complaint::new(error));

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use crate::cx::Cx;
 use crate::digest::Key;
-use crate::erased::{Done, Step, Value};
+use crate::erased::{Done, Step, Value, inputs_before};
 use crate::event::Outcome;
 use crate::failure::{Failure, FailureKind};
 use crate::graph::NodeId;
@@ -267,6 +267,7 @@ impl Shared {
                 .any(|dep| state.nodes[dep.at()].status == Status::Planned);
         drop(state);
         rows.start(&self.events);
+        let mut before = None;
         let result = if unknown {
             Ok(None)
         } else if self.cancel.cancelled() {
@@ -274,10 +275,15 @@ impl Shared {
         } else {
             self.keyed(index, &*step, &known).and_then(|keyed| {
                 let cx = self.cx(index, keyed.key, self.keep_for(&*step), false);
-                self.guarded(index, || step.execute(&cx, &keyed))
+                let result = self.guarded(index, || step.execute(&cx, &keyed));
+                if matches!(result, Ok(None)) {
+                    before = inputs_before(&cx);
+                }
+                result
             })
         };
         let mut state = self.state();
+        state.nodes[index].before = before;
         self.end(&mut state, index, result);
     }
 
@@ -505,10 +511,17 @@ impl Shared {
             outcome: entry.status.outcome(),
             key: entry.key,
             inputs: entry.inputs.clone(),
-            changed: entry
-                .before
-                .as_ref()
-                .map(|before| entry.inputs.changes_since(before)),
+            effect: entry.step.sort() == Sort::Effect,
+            deps: entry
+                .deps
+                .iter()
+                .map(|dep| state.nodes[dep.at()].id.to_string())
+                .collect(),
+            changed: entry.before.as_ref().map(|before| {
+                let mut changes = entry.inputs.changes_since(before);
+                changes.extend(entry.rows.noticed());
+                changes
+            }),
         };
         state.nodes.iter().map(explain).collect()
     }

@@ -163,7 +163,7 @@ fn a_plan_makes_nothing_and_says_what_would_be_made() {
             },
         );
         run.stage(
-            "print",
+            "print:/mnt",
             Print {
                 big,
                 salt,
@@ -184,27 +184,43 @@ fn a_plan_makes_nothing_and_says_what_would_be_made() {
         finished
             .explained
             .into_iter()
-            .map(|e| (e.outcome, e.key.is_some()))
+            .map(|e| {
+                let labels = |changes: Vec<fcpipe_engine::Change>| {
+                    changes.into_iter().map(|c| c.label).collect::<Vec<_>>()
+                };
+                (e.outcome, e.key.is_some(), e.changed.map(labels))
+            })
             .collect::<Vec<_>>()
     };
+    let same = || Some(Vec::new());
     use Outcome::{Hit, Ran, Skipped};
     assert_eq!(
         plan(0),
         [
-            (Ran, true),
-            (Skipped, true),
-            (Skipped, false),
-            (Skipped, true)
+            (Ran, true, None),
+            (Skipped, true, None),
+            (Skipped, false, None),
+            (Skipped, true, None)
         ]
     );
     chain(&place, CacheMode::Auto, 4, 0).0.result.unwrap();
     assert_eq!(
         plan(0),
-        [(Hit, true), (Hit, true), (Hit, true), (Skipped, true)]
+        [
+            (Hit, true, same()),
+            (Hit, true, same()),
+            (Hit, true, same()),
+            (Skipped, true, None)
+        ]
     );
     assert_eq!(
         plan(1),
-        [(Hit, true), (Hit, true), (Skipped, true), (Skipped, true)]
+        [
+            (Hit, true, same()),
+            (Hit, true, same()),
+            (Skipped, true, Some(vec!["salt".to_owned()])),
+            (Skipped, true, None)
+        ]
     );
 }
 

@@ -1,0 +1,149 @@
+//! `fcpipe plan` and `fcpipe explain`: what a launch would do, and why; nothing is made.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use fcpipe_engine::{CancelToken, EventSender};
+use fcpipe_kernel::KernelStore;
+use fcpipe_launch::{Control, Planned, RunRequest, Streams};
+use fcpipe_spec::LaunchId;
+use serde_json::json;
+
+use super::{Outcome, builder, host, load, print};
+use crate::arguments::{Explain, Format, Global, Plan, Planning};
+use crate::directories::Directories;
+use crate::render::harmless;
+use crate::report::Complaint;
+use crate::why::{Reason, Verdict, Would, verdicts};
+
+pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
+    let planned = look(global, &arguments.planning)?;
+    let verdicts = verdicts(&planned);
+    let text = match global.format {
+        Format::Human => table(&verdicts),
+        Format::Json => format!("{:#}\n", as_json(&verdicts)),
+    };
+    print(&text)?;
+    Ok(0)
+}
+
+pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {
+    let planned = look(global, &arguments.planning)?;
+    let mut verdicts = verdicts(&planned);
+    if let Some(name) = &arguments.stage {
+        verdicts.retain(|v| v.step.id == *name || v.step.rows.iter().any(|row| row == name));
+        if verdicts.is_empty() {
+            let ids: Vec<&str> = planned.steps.iter().map(|step| step.id.as_str()).collect();
+            return Err(
+                Complaint::new(format_args!("{name}: no stage of this launch"))
+                    .hint(format!("it has: {}", ids.join(", "))),
+            );
+        }
+    }
+    let text = match global.format {
+        Format::Human => reasons(&verdicts, arguments.stage.is_some()),
+        Format::Json => format!("{:#}\n", as_json(&verdicts)),
+    };
+    print(&text)?;
+    Ok(0)
+}
+
+/// The plan of a run of this spec.
+fn look(global: &Global, planning: &Planning) -> Result<Planned, Complaint> {
+    let spec = load(&planning.spec)?;
+    let directories = Directories::resolve(global).map_err(Complaint::new)?;
+    let vmms = fcpipe_vmm::Host::from_env(Some(&directories.data));
+    let chosen = fcpipe_vmm::choose(&vmms, planning.vmm.into()).map_err(Complaint::of_vmm)?;
+    let cancel = CancelToken::new().map_err(Complaint::new)?;
+    let host = host(
+        global,
+        &planning.building,
+        &directories,
+        EventSender::none(),
+        cancel.clone(),
+    )?;
+    let request = RunRequest {
+        id: LaunchId::random().map_err(Complaint::new)?,
+        builder: builder(planning.building.builder),
+        strict: planning.spec.strict,
+        kernels: KernelStore::open(&directories.data).map_err(Complaint::new)?,
+        kernel: planning.kernel.clone(),
+        vmm: chosen.vmm.into(),
+        boot_timeout: Duration::ZERO,
+        streams: Streams {
+            stdin: None,
+            stdout: Box::new(std::io::sink()),
+            stderr: Box::new(std::io::sink()),
+        },
+        control: Control::new(cancel),
+    };
+    Ok(fcpipe_launch::plan(&spec, request, &host)?)
+}
+
+fn table(verdicts: &[Verdict<'_>]) -> String {
+    let mut text = String::new();
+    for verdict in verdicts {
+        let first = verdict.why.first().map(Reason::words).unwrap_or_default();
+        let more = match verdict.why.len() {
+            0 | 1 => String::new(),
+            n => format!(" (and {} more)", n - 1),
+        };
+        let line = format!(
+            "{:12} {:22} {}{more}",
+            verdict.would.word(),
+            verdict.step.id,
+            first
+        );
+        let _ = writeln!(text, "{}", harmless(line.trim_end()));
+    }
+    text
+}
+
+/// For each step that would run: the first difference; all of them where one stage is asked about.
+fn reasons(verdicts: &[Verdict<'_>], all: bool) -> String {
+    let mut text = String::new();
+    for verdict in verdicts {
+        let id = &verdict.step.id;
+        match verdict.would {
+            Would::Hit if all => {
+                let _ = writeln!(text, "{}: unchanged", harmless(id));
+            }
+            Would::Always if all => {
+                let _ = writeln!(
+                    text,
+                    "{}: done at each launch: it makes what this launch alone has",
+                    harmless(id)
+                );
+            }
+            Would::Hit | Would::Always => {}
+            Would::Changed | Would::Run => {
+                let shown = if all { verdict.why.len() } else { 1 };
+                for reason in verdict.why.iter().take(shown) {
+                    let _ = writeln!(text, "{}", harmless(&format!("{id}: {}", reason.words())));
+                }
+            }
+        }
+    }
+    if text.is_empty() {
+        text.push_str("unchanged: every build stage is a hit\n");
+    }
+    text
+}
+
+fn as_json(verdicts: &[Verdict<'_>]) -> serde_json::Value {
+    let stages: Vec<_> = verdicts
+        .iter()
+        .map(|verdict| {
+            let why: Vec<_> = verdict.why.iter().map(Reason::words).collect();
+            json!({
+                "id": verdict.step.id,
+                "would": verdict.would,
+                "key": verdict.step.key.map(|key| key.to_string()).unwrap_or_default(),
+                "why": why,
+                "deps": verdict.step.deps,
+                "rows": verdict.step.rows,
+            })
+        })
+        .collect();
+    json!({"schema": "fcpipe.plan/1", "stages": stages})
+}
