@@ -118,6 +118,12 @@ pub(crate) enum Command {
     /// Say why stages would run again: the first difference, in the words of the spec and its files.
     #[command(after_help = "Examples:\n  fcpipe explain ./bundle\n  fcpipe explain ./bundle image")]
     Explain(Explain),
+    /// Show what a past launch spent its time on, beside the launch before.
+    #[command(
+        after_help = "Examples:\n  fcpipe report\n  fcpipe report 3f2a --html report.html --trace trace.json\n  \
+                            fcpipe report --of ./bundle"
+    )]
+    Report(Report),
     /// Import and list the kernels that microVMs boot.
     #[command(subcommand)]
     Kernel(Kernel),
@@ -140,6 +146,17 @@ pub(crate) struct Spec {
     /// Treat a missing mount source as an error, not as an empty directory.
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+impl Spec {
+    /// A spec as its file is.
+    pub(crate) fn plain(path: PathBuf) -> Self {
+        Spec {
+            path,
+            set: Vec::new(),
+            strict: false,
+        }
+    }
 }
 
 /// What every command that builds takes.
@@ -221,6 +238,25 @@ pub(crate) struct Explain {
     /// A stage, as `plan` and the receipt name it; all that would run where none is named.
     #[arg(value_name = "STAGE")]
     pub(crate) stage: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// The launch's id, or how it begins [default: the latest launch].
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// List the launches that are kept of this spec.
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["id", "svg", "html", "trace"])]
+    pub(crate) of: Option<PathBuf>,
+    /// Write the chart as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write the chart and a table as a page that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write the launch as a trace, for Perfetto or chrome://tracing.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

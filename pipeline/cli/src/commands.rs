@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod doctor;
 pub(crate) mod kernel;
 pub(crate) mod plan;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod validate;
 
@@ -17,9 +18,9 @@ use fcpipe_launch::Host;
 use fcpipe_spec::{LaunchSpec, LoadOptions};
 
 use crate::arguments::{Builder, Building, Cache, Global, Spec};
+use crate::complaint::{self, Complaint};
 use crate::directories::{Directories, make_private};
 use crate::render::harmless;
-use crate::report::{self, Complaint};
 
 /// What a command gives back: its exit code, or why there is none.
 pub(crate) type Outcome = Result<u8, Complaint>;
@@ -82,7 +83,7 @@ fn clean_up(directories: &Directories) -> Result<(), Complaint> {
             harmless(launch)
         );
     }
-    report::not_undone(&recovered.left);
+    complaint::not_undone(&recovered.left);
     Ok(())
 }
 

@@ -12,11 +12,13 @@
 
 mod amounts;
 mod arguments;
+mod chart;
 mod commands;
+mod complaint;
 mod directories;
 mod exit;
+mod history;
 mod render;
-mod report;
 mod signals;
 mod why;
 
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Build(build) => commands::build::run(global, build),
         Command::Plan(plan) => commands::plan::plan(global, plan),
         Command::Explain(explain) => commands::plan::explain(global, explain),
+        Command::Report(report) => commands::report::run(global, report),
         Command::Validate(validate) => commands::validate::run(global, validate),
         Command::Kernel(kernel) => commands::kernel::run(global, kernel),
         Command::Cache(cache) => commands::cache::run(global, cache),

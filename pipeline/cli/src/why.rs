@@ -1,7 +1,6 @@
 //! Why a step would run again, in words: what `plan` and `explain` share.
 
-use fcpipe_engine::{Change, Explained, Outcome};
-use fcpipe_launch::Planned;
+use fcpipe_engine::{Change, Explained, Outcome, Sort};
 use serde::Serialize;
 
 /// What a launch would do with a step.
@@ -52,30 +51,31 @@ pub(crate) enum Reason<'a> {
     Unlike,
 }
 
-/// A step of the plan for each of its nodes.
-pub(crate) fn verdicts(plan: &Planned) -> Vec<Verdict<'_>> {
-    plan.steps
+/// What would become of each step of a plan.
+pub(crate) fn verdicts(steps: &[Explained]) -> Vec<Verdict<'_>> {
+    steps
         .iter()
         .map(|step| {
-            let would = match step.outcome {
-                _ if step.effect => Would::Always,
-                Outcome::Hit => Would::Hit,
-                Outcome::Ran => Would::Changed,
-                Outcome::Skipped | Outcome::Failed => Would::Run,
+            let would = match (step.sort, step.outcome) {
+                (Sort::Effect, _) => Would::Always,
+                (_, Outcome::Hit) => Would::Hit,
+                (_, Outcome::Ran) => Would::Changed,
+                (_, Outcome::Skipped | Outcome::Failed) => Would::Run,
             };
-            let why = match would {
-                Would::Hit | Would::Always => Vec::new(),
-                Would::Changed | Would::Run => reasons(plan, step),
-            };
+            let why = reasons(steps, step);
             Verdict { step, would, why }
         })
         .collect()
 }
 
-fn reasons<'a>(plan: &'a Planned, step: &'a Explained) -> Vec<Reason<'a>> {
+/// Why a step ran, or would; nothing for a hit, and for an effect, which needs no reason.
+pub(crate) fn reasons<'a>(steps: &'a [Explained], step: &'a Explained) -> Vec<Reason<'a>> {
+    if step.outcome == Outcome::Hit || step.sort == Sort::Effect {
+        return Vec::new();
+    }
     if step.key.is_none() {
         let would_run = |id: &&String| {
-            let dep = plan.steps.iter().find(|other| other.id == **id);
+            let dep = steps.iter().find(|other| other.id == **id);
             dep.is_some_and(|dep| matches!(dep.outcome, Outcome::Skipped | Outcome::Failed))
         };
         return step
@@ -88,7 +88,7 @@ fn reasons<'a>(plan: &'a Planned, step: &'a Explained) -> Vec<Reason<'a>> {
     match &step.changed {
         None => vec![Reason::First],
         Some(changes) if !changes.is_empty() => changes.iter().map(Reason::Changed).collect(),
-        Some(_) if step.outcome == Outcome::Ran => vec![Reason::Unlike],
+        Some(_) if step.sort == Sort::Probe => vec![Reason::Unlike],
         Some(_) => vec![Reason::Gone],
     }
 }

@@ -207,11 +207,14 @@ impl<T: KeyValue> KeyValue for Vec<T> {
     }
 }
 
-/// Which sort of step a key is for; sorts never share keys.
+/// The three sorts of steps. They never share keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sort {
+pub enum Sort {
+    /// Looks at the world, each time.
     Probe,
+    /// Pure, and kept.
     Stage,
+    /// Makes something of the launch's own, each time.
     Effect,
 }
 

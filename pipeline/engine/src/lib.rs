@@ -49,7 +49,7 @@ pub use failure::{Failure, FailureKind};
 pub use fsutil::DirError;
 pub use graph::Node;
 pub use journal::{NotUndone, Recovered, UndoTable, recover};
-pub use key::{Change, KeyValue, KeyWriter, Manifest, ValueWriter};
+pub use key::{Change, KeyValue, KeyWriter, Manifest, Sort, ValueWriter};
 pub use launchdir::{LaunchDir, LaunchDirError};
 pub use receipt::{OutputFile, RECEIPT_SCHEMA, Receipt, Row};
 pub use run::{CacheMode, Explained, Finished, Run, Settings};

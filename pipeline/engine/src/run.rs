@@ -16,7 +16,7 @@ use crate::event::{EventSender, Outcome};
 use crate::failure::{Failure, FailureKind};
 use crate::graph::{Node, NodeId};
 use crate::journal::{Journal, Made, NotUndone};
-use crate::key::{Change, Manifest};
+use crate::key::{Change, Manifest, Sort};
 use crate::launchdir::LaunchDir;
 use crate::receipt::{OutputFile, RECEIPT_SCHEMA, Receipt, critical_path};
 use crate::sched::Sched;
@@ -110,8 +110,8 @@ pub struct Explained {
     pub key: Option<Key>,
     /// What entered the key.
     pub inputs: Manifest,
-    /// Whether it is an effect, which every launch does.
-    pub effect: bool,
+    /// Which sort of step it is.
+    pub sort: Sort,
     /// The ids of the nodes it depends on.
     pub deps: Vec<String>,
     /// What is not as it was the last time; `None` if there was no last time. For a probe: also what it noticed.

@@ -60,6 +60,8 @@ impl Host {
 
 /// What `build` is asked for.
 pub struct BuildRequest {
+    /// For the receipt.
+    pub id: LaunchId,
     /// Absolute.
     pub output: PathBuf,
     pub builder: Builder,
@@ -106,8 +108,10 @@ pub struct Planned {
 
 /// How a launch ended.
 pub struct Launched<T> {
-    /// What it did, and when; there in any case.
+    /// What it did, and when; there unless it could not begin.
     pub receipt: Option<Receipt>,
+    /// Every step, and what was not as before.
+    pub steps: Vec<Explained>,
     pub result: Result<T, Failure>,
     /// What could not be taken away; the next command tries again.
     pub not_undone: Vec<NotUndone>,
@@ -117,6 +121,7 @@ impl<T> Launched<T> {
     pub(crate) fn failed(failure: Failure) -> Self {
         Launched {
             receipt: None,
+            steps: Vec::new(),
             result: Err(failure),
             not_undone: Vec::new(),
         }
@@ -129,6 +134,7 @@ impl<T> Launched<T> {
         }
         Launched {
             receipt: Some(finished.receipt),
+            steps: finished.explained,
             // The run's own failure is the first; waiting may have seen one that followed from it.
             result: finished.result.and(result),
             not_undone: finished.not_undone,
@@ -138,7 +144,7 @@ impl<T> Launched<T> {
 
 /// Compiles a spec's root file system into an image file.
 pub fn build(spec: &LaunchSpec, request: BuildRequest, host: &Host) -> Launched<Built> {
-    let run = match Run::start(host.settings("build", spec, None)) {
+    let run = match Run::start(host.settings(request.id.as_str(), spec, None)) {
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
     };

@@ -2,13 +2,14 @@
 
 use fcpipe_engine::CancelToken;
 use fcpipe_launch::{BuildRequest, Built, Control};
+use fcpipe_spec::LaunchId;
 use serde_json::json;
 
 use super::{Outcome, builder, host, load, print, write_timings};
 use crate::arguments::{Build, Format, Global};
+use crate::complaint::{self, Complaint};
 use crate::directories::Directories;
 use crate::render::Rendering;
-use crate::report::{self, Complaint};
 use crate::signals;
 
 pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
@@ -16,6 +17,7 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     // Before any other thread: they inherit which signals are blocked.
     let ended = signals::watch(Control::new(cancel.clone())).map_err(Complaint::new)?;
     let spec = load(&arguments.spec)?;
+    let id = LaunchId::random().map_err(Complaint::new)?;
     let output = std::path::absolute(&arguments.output)
         .map_err(|e| Complaint::about(&arguments.output, e))?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
@@ -23,6 +25,7 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     let (events, rendering) = Rendering::start(global.progress);
     let built = host(global, &arguments.building, &directories, events, cancel).map(|host| {
         let request = BuildRequest {
+            id,
             output,
             builder: builder(arguments.building.builder),
             digest: arguments.digest,
@@ -32,11 +35,17 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     });
     rendering.finish();
     let built = built?;
-    report::not_undone(&built.not_undone);
+    complaint::not_undone(&built.not_undone);
     write_timings(
         arguments.building.timings.as_deref(),
         built.receipt.as_ref(),
     )?;
+    let result = match &built.result {
+        Ok(_) => "done".to_owned(),
+        Err(failure) => failure.to_string(),
+    };
+    let (receipt, steps) = (built.receipt.as_ref(), &built.steps);
+    super::report::keep(&directories, &spec, "build", result, receipt, steps);
     match (built.result, ended.signal()) {
         (Ok(built), _) => {
             print(&show(&built, global.format))?;

@@ -6,9 +6,9 @@ use serde_json::json;
 
 use super::{Outcome, clean_up, print};
 use crate::arguments::{Format, Global};
+use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::render::harmless;
-use crate::report::Complaint;
 
 /// Exit code 1 where a launch could not work.
 pub(crate) fn run(global: &Global) -> Outcome {

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::{Outcome, print};
 use crate::arguments::{Format, Global, Kernel};
+use crate::complaint::Complaint;
 use crate::directories::{Directories, make_private};
-use crate::report::Complaint;
 
 pub(crate) fn run(global: &Global, arguments: &Kernel) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;

@@ -11,14 +11,14 @@ use serde_json::json;
 
 use super::{Outcome, builder, host, load, print};
 use crate::arguments::{Explain, Format, Global, Plan, Planning};
+use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::render::harmless;
-use crate::report::Complaint;
 use crate::why::{Reason, Verdict, Would, verdicts};
 
 pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
     let planned = look(global, &arguments.planning)?;
-    let verdicts = verdicts(&planned);
+    let verdicts = verdicts(&planned.steps);
     let text = match global.format {
         Format::Human => table(&verdicts),
         Format::Json => format!("{:#}\n", as_json(&verdicts)),
@@ -29,7 +29,7 @@ pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
 
 pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {
     let planned = look(global, &arguments.planning)?;
-    let mut verdicts = verdicts(&planned);
+    let mut verdicts = verdicts(&planned.steps);
     if let Some(name) = &arguments.stage {
         verdicts.retain(|v| v.step.id == *name || v.step.rows.iter().any(|row| row == name));
         if verdicts.is_empty() {

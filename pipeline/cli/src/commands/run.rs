@@ -11,9 +11,9 @@ use fcpipe_spec::LaunchId;
 
 use super::{Outcome, builder, host, load, write_timings};
 use crate::arguments::{Global, Run};
+use crate::complaint::{self, Complaint};
 use crate::directories::Directories;
 use crate::render::Rendering;
-use crate::report::{self, Complaint};
 use crate::signals;
 
 pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
@@ -60,11 +60,17 @@ pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
     })();
     rendering.finish();
     let launched = launched?;
-    report::not_undone(&launched.not_undone);
+    complaint::not_undone(&launched.not_undone);
     write_timings(
         arguments.building.timings.as_deref(),
         launched.receipt.as_ref(),
     )?;
+    let result = match &launched.result {
+        Ok(status) => format!("exit {}", status.shell_code()),
+        Err(failure) => failure.to_string(),
+    };
+    let (receipt, steps) = (launched.receipt.as_ref(), &launched.steps);
+    super::report::keep(&directories, &spec, "run", result, receipt, steps);
     match (launched.result, ended.signal()) {
         (Ok(status), _) => Ok(status.shell_code()),
         (Err(_), Some(signal)) => Err(Complaint::Signal(signal)),

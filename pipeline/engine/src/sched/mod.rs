@@ -511,7 +511,7 @@ impl Shared {
             outcome: entry.status.outcome(),
             key: entry.key,
             inputs: entry.inputs.clone(),
-            effect: entry.step.sort() == Sort::Effect,
+            sort: entry.step.sort(),
             deps: entry
                 .deps
                 .iter()

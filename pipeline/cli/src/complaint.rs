@@ -96,6 +96,11 @@ impl Complaint {
     }
 }
 
+/// Says something that stops nothing.
+pub(crate) fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "warning: {}", harmless(text));
+}
+
 /// What a launch could not take away.
 pub(crate) fn not_undone(left: &[NotUndone]) {
     for left in left {
