@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use super::{Outcome, clean_up, print};
 use crate::amounts::ago;
 use crate::arguments::{CacheCommand, Format, Global};
+use crate::complaint::Complaint;
 use crate::directories::{Directories, make_private};
 use crate::render::harmless;
-use crate::report::Complaint;
 use crate::signals;
 
 /// How long the collector waits for others to let go of the store.

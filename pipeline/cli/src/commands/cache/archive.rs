@@ -15,9 +15,9 @@ use super::super::{Outcome, builder, host, load, print};
 use super::{broken, chain, open, threads};
 use crate::amounts::FileDigest;
 use crate::arguments::{Building, Cache, Export, Format, Global, Spec};
+use crate::complaint::{self, Complaint};
 use crate::directories::Directories;
 use crate::render::{Rendering, harmless};
-use crate::report::{self, Complaint};
 
 /// Fewer digits than these name no key: a file of such a name is more likely to be meant.
 const FEWEST_DIGITS: usize = 6;
@@ -149,7 +149,7 @@ fn outputs(
     });
     rendering.finish();
     let (store, stocked) = stocked?;
-    report::not_undone(&stocked.not_undone);
+    complaint::not_undone(&stocked.not_undone);
     Ok((store, stocked.result?))
 }
 
