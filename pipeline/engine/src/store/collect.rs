@@ -218,7 +218,7 @@ impl Collector<'_> {
                 if matches!(free, Ok(false)) {
                     return Ok(false);
                 }
-                // Unlocked, or the other processes' look at it would find it leased.
+                // Not left to the closing, which comes late.
                 let _ = fsutil::try_flock(&file, FlockOperation::Unlock);
                 if self.doomed.len() < DOOMED {
                     self.doomed.push(file);

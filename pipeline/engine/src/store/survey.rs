@@ -270,6 +270,8 @@ pub(super) fn open_object(dir: impl AsFd, name: &OsStr) -> Result<File, Errno> {
 fn is_leased(dir: &OwnedFd, name: &OsStr) -> bool {
     open_object(dir, name).is_ok_and(|file| {
         let free = fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive);
+        // Not left to the closing: a child that is being started has a copy of the descriptor for a moment.
+        let _ = fsutil::try_flock(&file, FlockOperation::Unlock);
         matches!(free, Ok(false))
     })
 }

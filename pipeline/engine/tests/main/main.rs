@@ -8,3 +8,4 @@ mod kit;
 mod model;
 mod processes;
 mod store;
+mod upkeep;
