@@ -47,7 +47,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Run an area's random tests in full numbers: `ext4`, `run`.
+    /// Run an area's random tests in full numbers: `ext4`, `run`, `cache`.
     Soak { area: String },
     /// Fuzz a target for a number of seconds.
     Fuzz {

@@ -132,7 +132,28 @@ pub(crate) fn soak(area: &str) -> Result<()> {
             .env("FCPIPE_SOAK_RUNS", "20")
             .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
         ),
-        _ => Err(format!("no such area: {area} (ext4, run)")),
+        "cache" => check(
+            command(
+                "cargo",
+                &[
+                    "test",
+                    "--release",
+                    "--package",
+                    "fcpipe",
+                    "--test",
+                    "e2e",
+                    "cache::",
+                    "--",
+                    "--test-threads=1",
+                    "--nocapture",
+                ],
+            )
+            .env("FCPIPE_SOAK_KILLS", "200")
+            .env("FCPIPE_SOAK_FLIPS", "40")
+            .env("FCPIPE_SOAK_FULL", "400")
+            .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
+        ),
+        _ => Err(format!("no such area: {area} (ext4, run, cache)")),
     }
 }
 

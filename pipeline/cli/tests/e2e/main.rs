@@ -9,6 +9,7 @@
 )]
 
 mod build;
+mod cache;
 mod cleanup;
 mod process;
 mod spec;

@@ -33,7 +33,7 @@ pub(super) fn export(
     let exported = match key_of(arguments, directories)? {
         Some((store, key)) => write(&store, &[key], &output, global, cancel)?,
         None => {
-            let (store, keys) = outputs(global, arguments, directories, cancel)?;
+            let (store, keys) = outputs(global, arguments, &output, directories, cancel)?;
             let exported = write(&store, &keys, &output, global, cancel)?;
             // What was made on the way is as good as a launch's.
             store.sync_pending().map_err(broken)?;
@@ -112,6 +112,7 @@ fn key_of(
 fn outputs(
     global: &Global,
     arguments: &Export,
+    output: &Path,
     directories: &Directories,
     cancel: &CancelToken,
 ) -> Result<(std::sync::Arc<Store>, Vec<Key>), Complaint> {
@@ -138,7 +139,9 @@ fn outputs(
         }
     };
     let (events, rendering) = Rendering::start(global.progress);
-    let stocked = host(global, &building, directories, events, cancel.clone()).map(|host| {
+    let stocked = host(global, &building, directories, events, cancel.clone()).map(|mut host| {
+        // It must not go into the image that it holds.
+        host.own.push(output.to_path_buf());
         let request = StockRequest {
             builder: builder(arguments.builder),
             strict: arguments.strict,
