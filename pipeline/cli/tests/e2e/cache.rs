@@ -295,7 +295,7 @@ fn row_33_sigkill_at_random_moments_of_a_build() {
     assert_code(&export(&world, &bundle), 0);
     let attempt = |round: u32| {
         fs::write(bundle.join("rootfs/changed"), round.to_string()).unwrap();
-        let mut command = if round % 2 == 0 {
+        let mut command = if round.is_multiple_of(2) {
             let (cache, output) = (world.path("cache"), world.path("killed.tar"));
             export_command(&world, &cache, &bundle, &output)
         } else {
