@@ -256,3 +256,6 @@ fn with_free_name<T>(
     }
     Err(Errno::EXIST)
 }
+
+#[cfg(test)]
+mod tests;

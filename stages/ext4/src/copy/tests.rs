@@ -1,5 +1,7 @@
 //! The mover against a naive writer, and against files that misbehave.
 
+mod sources;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::num::NonZeroUsize;

@@ -1,0 +1,120 @@
+//! An output file appears whole or not at all.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, FileType};
+
+use super::*;
+
+fn names(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().count()
+}
+
+#[test]
+fn guarantee_2_an_output_has_no_name_before_it_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    for durability in [Durability::Process, Durability::Machine] {
+        let output = OutputFile::create(&path).unwrap();
+        output.file().write_all(b"content").unwrap();
+        assert_eq!(names(dir.path()), 0);
+        let mut file = output.commit(durability).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"content");
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600, "it holds what only root may read");
+        // What is given back is that file, open.
+        file.write_all(b"!").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"content!");
+        fs::remove_file(&path).unwrap();
+    }
+    drop(OutputFile::create(&path).unwrap());
+    assert_eq!(names(dir.path()), 0);
+}
+
+#[test]
+fn guarantee_2_what_was_there_is_replaced_at_once_and_whole() {
+    const LEN: usize = 100_000;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, vec![0; LEN]).unwrap();
+    let mut old = File::open(&path).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !done.load(Ordering::Relaxed) {
+                let bytes = fs::read(&path).expect("there is always one");
+                assert_eq!(bytes.len(), LEN);
+                assert!(bytes.iter().all(|&byte| byte == bytes[0]), "a mixture");
+                reads += 1;
+            }
+            reads
+        });
+        for number in 1..100u8 {
+            let output = OutputFile::create(&path).unwrap();
+            output.file().write_all(&vec![number; LEN]).unwrap();
+            output.commit(Durability::Process).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 0);
+    });
+    assert_eq!(fs::read(&path).unwrap()[0], 99);
+    assert_eq!(names(dir.path()), 1);
+    // Who had it open keeps what there was.
+    let mut bytes = Vec::new();
+    old.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, vec![0; LEN]);
+}
+
+#[test]
+fn a_symlink_stays_and_what_it_names_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let path = dir.path().join("link");
+    fs::write(inner.join("image"), b"old").unwrap();
+    symlink("inner/image", &path).unwrap();
+    let output = OutputFile::create(&path).unwrap();
+    output.file().write_all(b"new").unwrap();
+    output.commit(Durability::Process).unwrap();
+    assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+    assert_eq!(fs::read(inner.join("image")).unwrap(), b"new");
+    assert_eq!((names(dir.path()), names(&inner)), (2, 1));
+}
+
+#[test]
+fn only_a_regular_file_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    for path in [&fifo, dir.path(), Path::new("/dev/null"), Path::new("/")] {
+        let refused = OutputFile::create(path);
+        assert!(
+            matches!(&refused, Err(OutputError::NotAFile { path: named }) if named == path),
+            "{refused:?}"
+        );
+    }
+    let nowhere = dir.path().join("none/image");
+    let refused = OutputFile::create(&nowhere);
+    assert!(
+        matches!(&refused, Err(OutputError::Io { path, .. }) if *path == nowhere),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn row_15_a_name_of_255_bytes_is_replaced_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(&[0xfe; 255]);
+    let path = dir.path().join(name);
+    for content in [b"1", b"2"] {
+        let output = OutputFile::create(&path).unwrap();
+        output.file().write_all(content).unwrap();
+        output.commit(Durability::Process).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+        assert_eq!(names(dir.path()), 1);
+    }
+}
