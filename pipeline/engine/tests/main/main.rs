@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should panic")]
 #![allow(clippy::print_stdout, reason = "seeds and skipped tests are told")]
 
+mod archives;
 mod graph;
 mod journal;
 mod kit;
