@@ -133,7 +133,9 @@ pub(crate) fn run(asked: &Asked) -> Result<()> {
     let mut report = json!({
         "caches": "warm",
         "write_back": "included (syncfs)",
+        "runs": asked.runs,
         "processors": crate::walk::threads(),
+        "host": host(),
         "trees": {},
     });
     let mut verdicts = Vec::new();
@@ -155,8 +157,9 @@ pub(crate) fn run(asked: &Asked) -> Result<()> {
         println!("{:12} {}", way.name(), way.about());
     }
     println!(
-        "\nmedians of {} runs in turn, caches warm, write-back included",
-        asked.runs
+        "\nmedians of {} runs in turn, caches warm, write-back included; {}",
+        asked.runs,
+        host()
     );
     for verdict in &verdicts {
         println!("{verdict}");
@@ -166,6 +169,23 @@ pub(crate) fn run(asked: &Asked) -> Result<()> {
     fs::write(&out, format!("{report:#}\n"))?;
     println!("figures: {}", out.display());
     Ok(())
+}
+
+/// What the figures were measured on.
+fn host() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("processor unknown", |rest| {
+            rest.trim_start_matches(['\t', ' ', ':'])
+        });
+    let kernel = rustix::system::uname();
+    let count = crate::walk::threads();
+    format!(
+        "{count} × {model}, Linux {}",
+        kernel.release().to_string_lossy()
+    )
 }
 
 /// Every way on one tree, in turn. Images are made on the file system of `dir`.
@@ -270,10 +290,12 @@ fn reflink(asked: &Asked, home: &Path, report: &mut Value) -> Result<Vec<String>
     print("c, reflink", &rows);
     let by_way = rows.iter().map(|row| (row.way.name().into(), row.json()));
     report["reflink"] = Value::Object(by_way.collect());
-    let share = rows[0].median() / rows[1].median();
+    // The loop device makes the copy's times vary: its best is what counts.
+    let copy = rows[1].seconds().into_iter().fold(f64::INFINITY, f64::min);
+    let share = rows[0].median() / copy;
     let word = if share <= 0.05 { "reached" } else { "MISSED" };
     Ok(vec![format!(
-        "{word:8} c, reflink: {share:.3} of the copy's time (goal 0.05)"
+        "{word:8} c, reflink: {share:.4} of the floor's copy, its best run (goal 0.05)"
     )])
 }
 

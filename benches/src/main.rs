@@ -7,6 +7,7 @@
 //!     bench-ext4 mkext4-driver SRC IMAGE
 //!     bench-ext4 arcbox-driver SRC IMAGE
 //!     bench-ext4 floor SRC OUT
+//!     bench-ext4 floor-blocks SRC OUT
 //!     bench-ext4 walk SRC
 //!
 //! Architecture invariant: it knows fcpipe only as a program that it runs.
@@ -52,7 +53,13 @@ fn run(args: &[String]) -> Result<()> {
         ["mkext4-driver", src, image] => drivers::mkext4(Path::new(src), Path::new(image)),
         ["arcbox-driver", src, image] => drivers::arcbox(Path::new(src), Path::new(image)),
         ["floor", src, out] => {
-            println!("{} bytes", floor::run(Path::new(src), Path::new(out))?);
+            let written = floor::run(Path::new(src), Path::new(out), false)?;
+            println!("{written} bytes");
+            Ok(())
+        }
+        ["floor-blocks", src, out] => {
+            let written = floor::run(Path::new(src), Path::new(out), true)?;
+            println!("{written} bytes");
             Ok(())
         }
         ["walk", src] => {

@@ -20,6 +20,7 @@ pub(crate) struct Job<'a> {
 pub(crate) enum Way {
     Fcpipe,
     Floor,
+    FloorBlocks,
     Mke2fs,
     Loop,
     Mkext4,
@@ -29,9 +30,10 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 8] = [
+    pub(crate) const ALL: [Way; 9] = [
         Way::Fcpipe,
         Way::Floor,
+        Way::FloorBlocks,
         Way::Mkext4,
         Way::Arcbox,
         Way::Mke2fs,
@@ -45,6 +47,7 @@ impl Way {
         match self {
             Way::Fcpipe => "fcpipe",
             Way::Floor => "floor",
+            Way::FloorBlocks => "floor-blocks",
             Way::Mke2fs => "mke2fs-d",
             Way::Loop => "loop-cp",
             Way::Mkext4 => "mkext4",
@@ -59,6 +62,7 @@ impl Way {
         match self {
             Way::Fcpipe => "fcpipe build --cache off",
             Way::Floor => "read every file once in parallel, write the same bytes to one file",
+            Way::FloorBlocks => "the same with each file at a multiple of 4 KiB, as ext4 has it",
             Way::Mke2fs => "mke2fs -t ext4 -d, inodes sized right",
             Way::Loop => "mkfs.ext4, loop mount, cp -a, umount; inodes sized right",
             Way::Mkext4 => "the crate mkext4 0.0.3",
@@ -92,6 +96,7 @@ impl Way {
         Ok(match self {
             Way::Fcpipe => vec![fcpipe(job, &image)?],
             Way::Floor => vec![ours("floor")?],
+            Way::FloorBlocks => vec![ours("floor-blocks")?],
             Way::Mkext4 => vec![ours("mkext4-driver")?],
             Way::Arcbox => vec![ours("arcbox-driver")?],
             Way::Mke2fs => vec![with(

@@ -450,6 +450,10 @@ fn row_31_needs_root_a_full_disk_is_told_with_what_was_needed_and_nothing_is_lef
     let image = mount.0.path().join("image");
     fs::write(&image, b"before").unwrap();
     let output = OutputFile::create(&image).unwrap();
+    // Known before anything is done to the file.
+    let early = crate::allocate(&ready.layout.map, output.file());
+    assert!(matches!(early, Err(CopyError::NoSpace { .. })), "{early:?}");
+    assert_eq!(output.file().metadata().unwrap().len(), 0);
     let error = write_image(
         &ready.layout.map,
         &ready.composed,
