@@ -161,6 +161,36 @@ fn row_33_a_collector_that_is_killed_leaves_a_store_that_works() {
 }
 
 #[test]
+fn row_33_an_import_that_is_killed_leaves_nothing_or_all() {
+    let world = World::new();
+    let bundle = bundle(&world);
+    assert_code(&export(&world, &bundle), 0);
+    let archive = world.path("out.tar");
+    let right = content(&world);
+    let mut random = Random::new();
+    let import = || {
+        let mut import = world.fcpipe();
+        import.args(["cache", "import"]).arg(&archive);
+        import.stdout(Stdio::null()).spawn().unwrap()
+    };
+    let begun = Instant::now();
+    assert!(import().wait().unwrap().success());
+    let usual = begun.elapsed();
+    for round in 0..count("FCPIPE_SOAK_KILLS", 20) / 4 {
+        fs::remove_dir_all(world.path("cache")).unwrap();
+        let after = usual.mul_f64(random.below(2000) as f64 / 1000.0);
+        let mut child = import();
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_clean(&world, &format!("round {round}, killed after {after:?}"));
+        assert!(import().wait().unwrap().success());
+        assert_eq!(content(&world), right);
+        assert_eq!(outcome(&export(&world, &bundle), "copy"), "hit");
+    }
+}
+
+#[test]
 fn row_35_of_twenty_processes_one_builds() {
     let world = World::new();
     let bundle = bundle(&world);
@@ -399,4 +429,52 @@ fn root_row_31_wherever_the_disk_becomes_full_it_is_said_and_nothing_is_left() {
         failed > rounds / 4 && fine > 0,
         "{failed} failed, {fine} did not"
     );
+}
+
+#[test]
+fn root_row_39_a_store_on_overlayfs() {
+    if skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = bundle(&world);
+    // Overlayfs wants an upper directory on another kind of file system than itself; tmpfs always serves.
+    let disk = SmallDisk::new(&world, 256);
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(disk.0.join(name)).unwrap();
+    }
+    let merged = world.path("merged");
+    fs::create_dir(&merged).unwrap();
+    let dir = |name| disk.0.join(name).display().to_string();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        dir("lower"),
+        dir("upper"),
+        dir("work")
+    );
+    let mounted = Command::new("mount")
+        .args(["-t", "overlay", "-o", &options, "overlay"])
+        .arg(&merged)
+        .status();
+    if !mounted.unwrap().success() {
+        skip(Some("overlayfs can't be mounted here".to_owned()));
+        return;
+    }
+    let merged = SmallDisk(merged);
+    let make = || {
+        let output = world.path("out.tar");
+        export_command(&world, &merged.0.join("cache"), &bundle, &output)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(outcome(&make(), "copy"), "ran");
+    assert_eq!(outcome(&make(), "copy"), "hit");
+    for command in ["verify", "gc"] {
+        let mut run = world.fcpipe();
+        run.args(["cache", command, "--cache-dir"])
+            .arg(merged.0.join("cache"));
+        assert_code(&run.output().unwrap(), 0);
+    }
+    assert_eq!(outcome(&make(), "copy"), "hit");
+    drop(merged);
 }

@@ -265,6 +265,11 @@ fn check(manifest: &Manifest) -> Result<(), ArchiveError> {
             manifest.schema
         ));
     }
+    // Such a record is about a file of another host: its key would be believed, and its file looked at.
+    let outside = |record: &Record| record.kept.as_ref().is_some_and(|k| k.objects.is_empty());
+    if let Some(record) = manifest.records.iter().find(|record| outside(record)) {
+        return refused(format!("key {} is about a file outside of it", record.key));
+    }
     let mut named = manifest.records.iter().flat_map(|record| {
         let own = record.key;
         record.objects().map(move |(id, size)| (own, id, size))
@@ -315,5 +320,100 @@ impl<R: Read> Read for Hashed<R> {
         let len = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..len]);
         Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Packed, member};
+    use super::*;
+    use crate::key::Manifest as Inputs;
+    use crate::value::Identity;
+    use crate::{Digest, Key};
+
+    /// An archive of one record with one object, made of these pieces: the forger knows every digest.
+    fn forged(pieces: &[&[u8]], objects: bool) -> Vec<u8> {
+        let key = Key::new(Digest::of("test", &[]));
+        let mut hasher = Hasher::new();
+        for (number, piece) in (0..).zip(pieces) {
+            hasher.add(number, piece);
+        }
+        let size = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let content = hasher.finish(size);
+        let id: crate::store::ObjectId = format!("{key}/a.0").parse().unwrap();
+        let named = if objects {
+            vec![(id.clone(), size)]
+        } else {
+            vec![]
+        };
+        let packed = Packed {
+            id,
+            size,
+            content: content.digest,
+            pieces: content.pieces,
+        };
+        let manifest = Manifest {
+            schema: ARCHIVE_SCHEMA.to_owned(),
+            records: vec![Record {
+                key,
+                stage: "test".to_owned(),
+                version: 1,
+                node: "test".to_owned(),
+                inputs: Inputs::default(),
+                identity: Identity::new(Digest::of("test", &[])),
+                kept: Some(KeptRecord {
+                    body: serde_json::Value::Null,
+                    objects: named,
+                    contents: Default::default(),
+                }),
+                wall_us: 0,
+                made: 0,
+                boot_id: String::new(),
+                synced: false,
+            }],
+            objects: if objects { vec![packed] } else { vec![] },
+        };
+        let text = serde_json::to_vec(&manifest).unwrap();
+        let digest = Digest::from(blake3::hash(&text)).to_string();
+        let data = pieces.concat();
+        let name = member(0);
+        let mut parts = vec![(MANIFEST, &text[..]), (MANIFEST_DIGEST, digest.as_bytes())];
+        if objects {
+            parts.push((&name, &data));
+        }
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, bytes) in parts {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(name).unwrap();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            tar.append(&header, bytes).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn what_verify_would_see_otherwise_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let cancel = CancelToken::new().unwrap();
+        let import = |bytes: &[u8]| store.import(bytes, Path::new("archive"), None, &cancel);
+        let (data, zeros) = (vec![7; PIECE_LEN], vec![0; PIECE_LEN]);
+        for (why, archive) in [
+            ("a piece of zeros", forged(&[&data, &zeros], true)),
+            ("a record about a file of the forger's", forged(&[], false)),
+        ] {
+            let refused = import(&archive);
+            assert!(
+                matches!(refused, Err(ArchiveError::Refused { .. })),
+                "{why}: {refused:?}"
+            );
+        }
+        assert_eq!(
+            import(&forged(&[&data, b"x"], true)).unwrap().bytes,
+            (1 << 20) + 1
+        );
+        let verified = store.verify(1, &|| false).unwrap().unwrap();
+        assert!(verified.objects == 1 && verified.findings.is_empty());
     }
 }
