@@ -114,6 +114,12 @@ impl OutputFile {
     /// # Errors
     /// When the directory can't be written, or `path` is something else than a regular file.
     pub fn create(path: &Path) -> Result<Self, OutputError> {
+        Self::begin(path, OFlags::TMPFILE)
+    }
+
+    /// `unnamed`: the flag that makes a file without a name; a test leaves it away, for the file systems
+    /// that do not know it.
+    fn begin(path: &Path, unnamed: OFlags) -> Result<Self, OutputError> {
         let failed = |doing: &'static str, source: io::Error| OutputError::Io {
             path: path.into(),
             doing,
@@ -144,7 +150,7 @@ impl OutputFile {
         )
         .map_err(|e| failed("cannot open its directory", e.into()))?;
         let mode = Mode::RUSR | Mode::WUSR;
-        let unnamed = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let unnamed = unnamed | OFlags::RDWR | OFlags::CLOEXEC;
         let (file, temporary) = match rustix::fs::openat(&dir, c".", unnamed, mode) {
             Ok(file) => (file, None),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {

@@ -118,3 +118,24 @@ fn row_15_a_name_of_255_bytes_is_replaced_too() {
         assert_eq!(names(dir.path()), 1);
     }
 }
+
+/// Without O_TMPFILE, opening the directory to write answers EISDIR, as it does where it is not known.
+#[test]
+fn row_39_without_unnamed_files_a_name_beside_it_is_used_and_goes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let begin = || OutputFile::begin(&path, OFlags::empty()).unwrap();
+    let output = begin();
+    assert_eq!(names(dir.path()), 1, "the temporary name");
+    assert!(!path.exists());
+    drop(output);
+    assert_eq!(names(dir.path()), 0);
+    for content in [b"1", b"2"] {
+        let (output, other) = (begin(), begin());
+        output.file().write_all(content).unwrap();
+        output.commit(Durability::Machine).unwrap();
+        drop(other);
+        assert_eq!(fs::read(&path).unwrap(), content);
+        assert_eq!(names(dir.path()), 1);
+    }
+}
