@@ -35,6 +35,19 @@ impl Drop for Scratch {
     }
 }
 
+/// Removes what runs that were killed have left in `dir`.
+pub(crate) fn sweep(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("run-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            drop(Scratch(entry.path()));
+        }
+    }
+    Ok(())
+}
+
 /// An XFS with reflink in a loop file.
 pub(crate) struct Xfs {
     image: PathBuf,
