@@ -303,3 +303,28 @@ fn what_is_damaged_or_not_there_is_not_exported() {
         "leftovers"
     );
 }
+
+#[test]
+fn it_can_be_cancelled_at_every_look() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let place = Place::new();
+    let (store, objects) = filled(&place, &[1, 2]);
+    let keys: Vec<Key> = objects.iter().map(|object| object.id.key()).collect();
+    let path = place.dir.path().join("out.tar");
+    let mut looks = 0;
+    loop {
+        let left = AtomicU32::new(looks);
+        let cancelled = || {
+            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                .is_err()
+        };
+        match store.export(&keys, &path, 1, &cancelled) {
+            Err(ArchiveError::Cancelled) => assert!(!path.exists()),
+            Ok(_) => break,
+            Err(error) => panic!("{error}"),
+        }
+        looks += 1;
+    }
+    // Once a piece when it is hashed and once when it is written, at the least.
+    assert!(looks >= 8, "{looks}");
+}

@@ -210,7 +210,8 @@ impl Read for Pieces<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.given == self.piece.len() {
             if (self.cancelled)() {
-                return Err(io::ErrorKind::Interrupted.into());
+                // Not `Interrupted`: whoever copies would try again for ever.
+                return Err(io::Error::other("cancelled"));
             }
             let Some(number) = self.numbers.next() else {
                 return Ok(0);
