@@ -241,6 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn the_same_piece_in_another_place_is_another_content() {
+        let at = |number: u64| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(3 * PIECE).unwrap();
+            file.write_all_at(b"x", number * PIECE).unwrap();
+            of(&file, 1).digest
+        };
+        assert!(at(0) != at(1) && at(1) != at(2));
+    }
+
+    #[test]
     fn it_can_be_cancelled() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[1], 0).unwrap();
