@@ -82,6 +82,11 @@ fn a_damaged_archive_is_refused_whole() {
     // The manifest, from its header's end on.
     let end = whole.windows(2).position(|two| two == b"}\0").unwrap();
     let said = 512..=end;
+    // Also where it would read as well as before.
+    let word = whole.windows(6).position(|word| word == b"blob:1").unwrap();
+    let mut renamed = whole.clone();
+    renamed[word + 5] = b'3';
+    assert!(said.contains(&word) && import(&store, &renamed, None).is_err());
     // Every part of it: headers and manifest densely, contents here and there.
     let places = (0..10_000)
         .step_by(101)
