@@ -211,6 +211,7 @@ fn usage(survey: &Survey, format: Format) -> String {
     parts.extend([
         ("orphans", orphans),
         ("notes", survey.notes),
+        ("index", survey.index),
         ("temporary", survey.temporary),
         ("total", survey.total()),
     ]);
@@ -252,6 +253,7 @@ fn collected(gone: &Collected, format: Format) -> String {
                 "unusable": gone.unusable,
                 "orphans": gone.orphans,
                 "notes": gone.notes,
+                "indexes": gone.indexes,
                 "leftovers": gone.leftovers,
                 "freed": gone.freed,
                 "left": gone.left,
@@ -261,12 +263,13 @@ fn collected(gone: &Collected, format: Format) -> String {
         Format::Human => {
             let mut text = format!(
                 "freed {}: {} outputs by age or size, {} of no more use, {} objects without a record, \
-                 {} notes, {} leftovers\n{} left\n",
+                 {} notes, {} indexes, {} leftovers\n{} left\n",
                 BinaryBytes(gone.freed),
                 gone.records,
                 gone.unusable,
                 gone.orphans,
                 gone.notes,
+                gone.indexes,
                 gone.leftovers,
                 BinaryBytes(gone.left),
             );

@@ -38,6 +38,8 @@ pub struct Collected {
     pub orphans: u64,
     /// Notes.
     pub notes: u64,
+    /// What scans remembered of a source.
+    pub indexes: u64,
     /// Locks and unfinished files of the dead.
     pub leftovers: u64,
     /// Bytes of the disk that were freed.
@@ -117,6 +119,7 @@ struct Collector<'a> {
 enum Item {
     Entry(Box<Entry>),
     Note(OsString, Usage),
+    Index(OsString, Usage),
 }
 
 impl Collector<'_> {
@@ -171,6 +174,9 @@ impl Collector<'_> {
         for (name, stat) in self.store.files(&self.store.notes, "notes")? {
             items.push((time(&stat), Item::Note(name, Usage::of(&stat))));
         }
+        for (name, stat) in self.store.files(&self.store.index, "index")? {
+            items.push((time(&stat), Item::Index(name, Usage::of(&stat))));
+        }
         items.sort_by_key(|(used, _)| *used);
         for (used, item) in items {
             // A time in the future: used just now, for all that is known.
@@ -187,6 +193,10 @@ impl Collector<'_> {
                 Item::Note(name, usage) => {
                     self.unlink(&self.store.notes, "notes", &name, usage)?;
                     self.gone.notes += 1;
+                }
+                Item::Index(name, usage) => {
+                    self.unlink(&self.store.index, "index", &name, usage)?;
+                    self.gone.indexes += 1;
                 }
             }
             left -= (self.gone.freed - before).min(left);

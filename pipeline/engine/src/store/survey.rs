@@ -99,6 +99,8 @@ pub struct Survey {
     pub orphans: Vec<ObjectEntry>,
     /// Notes of what was seen last.
     pub notes: Usage,
+    /// What scans remember.
+    pub index: Usage,
     /// Files being written, and what is left of dead writers.
     pub temporary: Usage,
     /// Directories of other versions beside this one.
@@ -109,6 +111,7 @@ impl Survey {
     /// All that there is in this version's directory.
     pub fn total(&self) -> Usage {
         let mut all = self.notes;
+        all += self.index;
         all += self.temporary;
         for entry in &self.entries {
             all += entry.whole();
@@ -146,6 +149,9 @@ impl Store {
         survey.orphans = objects.into_values().collect();
         for (_, stat) in self.files(&self.notes, "notes")? {
             survey.notes += Usage::of(&stat);
+        }
+        for (_, stat) in self.files(&self.index, "index")? {
+            survey.index += Usage::of(&stat);
         }
         for (_, stat) in self.files(&self.tmp, "tmp")? {
             survey.temporary += Usage::of(&stat);
