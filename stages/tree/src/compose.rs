@@ -224,10 +224,12 @@ impl Composed {
         let files = tree
             .nodes()
             .filter(|&node| matches!(tree.kind(node), Kind::File { .. }));
-        digest_stamps(files.map(|node| match self.scanned(node) {
+        let stamps = files.map(|node| match self.scanned(node) {
             Some((layer, scan, node)) => (layer as u32, scan.stamps[node.index()]),
             None => (MADE, Stamp::default()),
-        }))
+        });
+        let scans = self.layers().iter().filter_map(|layer| layer.scan.as_ref());
+        digest_stamps(stamps, scans.filter_map(|scan| scan.unsettled.as_ref()))
     }
 
     /// Where a node's content is on the host; of what was made, its path in the image. For messages.

@@ -19,12 +19,18 @@
 //! Begin reading at `model.rs`, then `scan.rs` and `compose.rs`.
 
 mod compose;
+mod index;
+mod look;
 mod model;
 mod opener;
 mod scan;
 mod sys;
 
 pub use compose::{ComposeError, ComposeWarning, Composed, Layer, Origin, compose};
+pub use index::IndexDir;
+pub use look::{Looked, look};
 pub use model::*;
 pub use opener::{OpenError, Opener, SourceFile};
-pub use scan::{FILE_NAME, Scan, ScanError, ScanOptions, ScanRoot, ScanWarning, Stamp, scan};
+pub use scan::{
+    FILE_NAME, Scan, ScanChange, ScanError, ScanOptions, ScanRoot, ScanWarning, Stamp, Trust, scan,
+};

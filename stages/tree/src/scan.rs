@@ -8,6 +8,7 @@ mod assemble;
 mod exclude;
 mod holes;
 mod route;
+mod settle;
 mod walk;
 mod xattrs;
 
@@ -25,7 +26,10 @@ use rustix::io::Errno;
 use crate::model::{Kind, NodeId, Timestamp, Tree};
 use crate::sys::{self, Entrance};
 
+use crate::index::{Encoder, Index};
+
 pub(crate) use assemble::made_directory;
+pub(crate) use xattrs::Set;
 
 /// The name of the only file in the [`Tree`] of a source that is a file.
 pub const FILE_NAME: &[u8] = b"file";
@@ -69,7 +73,12 @@ impl Stamp {
 }
 
 /// A digest over stamps, fed with `(layer, stamp)` of files in canonical order.
-pub(crate) fn digest_stamps(stamps: impl Iterator<Item = (u32, Stamp)>) -> blake3::Hash {
+///
+/// `unsettled`: what makes it differ from every other digest.
+pub(crate) fn digest_stamps<'a>(
+    stamps: impl Iterator<Item = (u32, Stamp)>,
+    unsettled: impl Iterator<Item = &'a [u8; 16]>,
+) -> blake3::Hash {
     let mut h = blake3::Hasher::new_derive_key("fcpipe stamps 1");
     let mut out = Vec::with_capacity(64 * 1024 + 64);
     for (layer, stamp) in stamps {
@@ -81,7 +90,18 @@ pub(crate) fn digest_stamps(stamps: impl Iterator<Item = (u32, Stamp)>) -> blake
         }
     }
     h.update(&out);
+    for number in unsettled {
+        h.update(number);
+    }
     h.finalize()
+}
+
+/// What a file's content is taken to depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Trust {
+    /// Device, inode, size and times.
+    #[default]
+    Full,
 }
 
 /// How to scan. [`Default`]: other mounts are not crossed, all processors work.
@@ -89,6 +109,7 @@ pub(crate) fn digest_stamps(stamps: impl Iterator<Item = (u32, Stamp)>) -> blake
 pub struct ScanOptions<'a> {
     /// `rbind`: go into what other file systems are mounted below the source.
     pub cross_mounts: bool,
+    pub trust: Trust,
     /// How many threads work; `None`: one a processor.
     pub threads: Option<NonZeroUsize>,
     /// Host paths that stay out wherever they are met: the store, the state directory, the output.
@@ -129,6 +150,9 @@ pub struct Scan {
     /// The coarse clock before anything was read. A file whose times are not older may have been
     /// written again within the clock's grain.
     pub started: Timestamp,
+    /// There where a regular file may change after it was looked at without a trace in its stamp. A
+    /// number that nobody had before, so that no other scan has the same digest of stamps.
+    pub(crate) unsettled: Option<[u8; 16]>,
     pub(crate) cross_mounts: bool,
     pub(crate) entrance: Entrance,
 }
@@ -145,7 +169,16 @@ impl Scan {
     /// Changes when the content of any regular file may have changed. Directories do not enter: what
     /// they hold is in [`Tree::digest`].
     pub fn digest_of_stamps(&self) -> blake3::Hash {
-        digest_stamps(self.file_nodes().map(|id| (0, self.stamps[id.index()])))
+        digest_stamps(
+            self.file_nodes().map(|id| (0, self.stamps[id.index()])),
+            self.unsettled.iter(),
+        )
+    }
+
+    /// Whether every change that is made to a regular file's content after the scan shows in its stamp.
+    /// Where not, the digest of the stamps is one that never comes again.
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.is_none()
     }
 
     /// Where a node is on the host.
@@ -267,6 +300,49 @@ pub fn scan(
     content: &Content,
     options: &ScanOptions<'_>,
 ) -> Result<Scan, ScanError> {
+    match look(source, content, options, None, false)? {
+        Found::Scanned { scan, .. } => Ok(scan),
+        // There is no index that it could be the same as.
+        Found::Same { .. } => Err(ScanError::Changed {
+            path: source.to_path_buf(),
+        }),
+    }
+}
+
+/// Something that is not as it was at the last scan.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ScanChange {
+    /// On the host.
+    pub path: PathBuf,
+    /// What of it, in a word: `size`, `mtime`; `None` where it is new or gone.
+    pub field: Option<&'static str>,
+    /// `None` where it is new.
+    pub was: Option<String>,
+    /// `None` where it is gone.
+    pub is: Option<String>,
+}
+
+/// What came of a look.
+pub(crate) enum Found {
+    /// Everything is as the index has it.
+    Same { index: Index, started: Timestamp },
+    Scanned {
+        scan: Scan,
+        /// The index of this scan, if there can be one.
+        encoder: Option<Encoder>,
+        /// What is not as the index has it, if there is one.
+        changes: Option<Vec<ScanChange>>,
+    },
+}
+
+/// A scan that reads what is not as `index` has it. `encode`: also make the next index.
+pub(crate) fn look(
+    source: &Path,
+    content: &Content,
+    options: &ScanOptions<'_>,
+    index: Option<Index>,
+    encode: bool,
+) -> Result<Found, ScanError> {
     let started = sys::now();
     let found = sys::look_at_source(source).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR => ScanError::Missing {
@@ -290,8 +366,14 @@ pub fn scan(
         });
     }
     let kind = match FileType::from_raw_mode(u32::from(looked.stx_mode)) {
-        FileType::Directory => return scan_directory(&request, found.as_fd()),
-        FileType::RegularFile => return assemble::file(&request, found.as_fd(), &looked),
+        FileType::Directory => return look_directory(&request, found.as_fd(), index, encode),
+        FileType::RegularFile => {
+            return Ok(Found::Scanned {
+                scan: assemble::file(&request, found.as_fd(), &looked)?,
+                encoder: None,
+                changes: None,
+            });
+        }
         FileType::Fifo => "a FIFO",
         FileType::Socket => "a socket",
         FileType::CharacterDevice | FileType::BlockDevice => "a device",
@@ -301,6 +383,26 @@ pub fn scan(
         path: source.to_path_buf(),
         kind,
     })
+}
+
+/// The scan that an index was written after; `None` where it is damaged. The source is not looked at.
+pub(crate) fn remembered(
+    source: &Path,
+    content: &Content,
+    options: &ScanOptions<'_>,
+    index: &Index,
+    started: Timestamp,
+) -> Result<Option<Scan>, ScanError> {
+    let request = Request {
+        source,
+        content,
+        options,
+        started,
+        own: Vec::new(),
+    };
+    let walked = walk::remembered(index);
+    let assembled = assemble::directory(&request, walked, Some(index), Entrance::AsSeen, false)?;
+    Ok(assembled.map(|assembled| assembled.scan))
 }
 
 /// What one call of [`scan`] was asked.
@@ -313,21 +415,76 @@ struct Request<'a> {
     own: Vec<(u64, u64)>,
 }
 
-fn scan_directory(request: &Request<'_>, found: BorrowedFd<'_>) -> Result<Scan, ScanError> {
+fn look_directory(
+    request: &Request<'_>,
+    found: BorrowedFd<'_>,
+    mut index: Option<Index>,
+    mut encode: bool,
+) -> Result<Found, ScanError> {
     let enter = |entrance| {
         sys::enter(found, entrance).map_err(|errno| {
             ScanError::io(request.source.to_path_buf(), "open the directory", errno)
         })
     };
-    let walked = walk::directory(request, enter(Entrance::AsSeen)?.as_fd())?;
+    let mut entrance = Entrance::AsSeen;
+    let mut walked = walk::directory(request, enter(entrance)?.as_fd(), index.as_ref())?;
     if walked.covered {
+        // What is below other mounts is nothing that an index tells of.
+        encode = false;
         // With the privilege for it, look below the mounts as a non-recursive bind would show it.
         if let Ok(below) = enter(Entrance::Uncovered) {
-            let walked = walk::directory(request, below.as_fd())?;
-            return assemble::directory(request, walked, Entrance::Uncovered);
+            entrance = Entrance::Uncovered;
+            index = None;
+            walked = walk::directory(request, below.as_fd(), None)?;
         }
     }
-    assemble::directory(request, walked, Entrance::AsSeen)
+    if walked.is_same()
+        && let Some(index) = index
+    {
+        return Ok(Found::Same {
+            index,
+            started: request.started,
+        });
+    }
+    let changes = index.as_ref().map(|_| changes(request, &mut walked));
+    let mut assembled = assemble::directory(request, walked, index.as_ref(), entrance, encode)?;
+    if assembled.is_none() {
+        // The index was damaged between two looks at it.
+        let walked = walk::directory(request, enter(entrance)?.as_fd(), None)?;
+        assembled = assemble::directory(request, walked, None, entrance, encode)?;
+    }
+    let Some(assembled) = assembled else {
+        return Err(ScanError::Changed {
+            path: request.source.to_path_buf(),
+        });
+    };
+    Ok(Found::Scanned {
+        scan: assembled.scan,
+        encoder: assembled.encoder,
+        changes,
+    })
+}
+
+fn changes(request: &Request<'_>, walked: &mut walk::Walked) -> Vec<ScanChange> {
+    let mut changes: Vec<ScanChange> = std::mem::take(&mut walked.differences)
+        .into_iter()
+        .map(|difference| {
+            let path = join(request.source, &difference.path);
+            let (field, was, is) = match difference.what {
+                walk::How::New => (None, None, Some("new".to_owned())),
+                walk::How::Gone => (None, Some("there".to_owned()), None),
+                walk::How::Field(field, was, is) => (Some(field), Some(was), Some(is)),
+            };
+            ScanChange {
+                path,
+                field,
+                was,
+                is,
+            }
+        })
+        .collect();
+    changes.sort();
+    changes
 }
 
 fn own(paths: &[PathBuf]) -> Vec<(u64, u64)> {

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use bstr::ByteSlice;
 use rustix::fs::Statx;
 use rustix::io::Errno;
 
-use super::walk::{Facts, Finds, Item, Leaf, Listing, Outcome, Part, Walked, What};
-use super::xattrs::{self, Sets};
-use super::{FILE_NAME, Request, Scan, ScanError, ScanRoot, ScanWarning, Stamp, holes, join, walk};
+use super::settle::Clock;
+use super::walk::{Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Walked, What};
+use super::xattrs::{self, Set};
+use super::{FILE_NAME, Request, Scan, ScanError, ScanRoot, ScanWarning, Stamp, holes, join};
+use crate::index::{Body, Encoder, Index, Seen, flag};
 use crate::model::writer::{MOST, Writer};
 use crate::model::{Meta, NewKind, NodeId, Timestamp};
 use crate::sys::{self, Entrance};
@@ -27,26 +30,82 @@ pub(crate) fn made_directory(mtime: Timestamp) -> Meta {
 
 struct Assembly<'a> {
     request: &'a Request<'a>,
+    index: Option<&'a Index>,
     writer: Writer,
+    /// `None`: no index is to be written.
+    encoder: Option<Encoder>,
     stamps: Vec<Stamp>,
+    /// By worker; the last is for what the index has read.
     finds: Vec<Finds>,
-    /// By worker and by its number for a set: the Tree's number.
-    sets: Vec<Vec<Option<u32>>>,
+    /// By worker and by its number for a set: the Tree's number and the new index's.
+    sets: Vec<Vec<Option<(u32, u32)>>>,
     /// Nodes with more than one name, by device and inode.
     linked: HashMap<(u64, u64), NodeId>,
+    /// Attributes that were left out: the first path, relative to the source, and how many have it.
+    foreign: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
     warnings: Vec<ScanWarning>,
+    /// Directories that were added.
+    dirs: u32,
     bytes: u64,
     entries: u64,
+    /// Every regular file is settled.
+    settled: bool,
+    /// A block of the index can't be read any more.
+    damaged: bool,
 }
 
+/// A directory whose names are still to be added.
+struct Waiting {
+    node: NodeId,
+    facts: Facts,
+    parts: Vec<Part>,
+}
+
+/// A scan and what is to be written for the next one.
+pub(super) struct Assembled {
+    pub(super) scan: Scan,
+    pub(super) encoder: Option<Encoder>,
+}
+
+/// `None` where the index was damaged meanwhile. `encode`: whether an index is to be written.
 pub(super) fn directory(
     request: &Request<'_>,
     mut walked: Walked,
+    index: Option<&Index>,
     entrance: Entrance,
-) -> Result<Scan, ScanError> {
-    let room = fits(request, &walked)?;
-    let top = match walked.dirs[0].take() {
-        Some(Outcome::Listed(top)) => top,
+    encode: bool,
+) -> Result<Option<Assembled>, ScanError> {
+    let room = fits(request, &walked, index)?;
+    walked.finds.push(Finds {
+        sets: index.map_or_else(Vec::new, |index| index.sets.clone()),
+        holes: Vec::new(),
+    });
+    let mut assembly = Assembly {
+        request,
+        index,
+        // Its metadata is put right below.
+        writer: Writer::new(made_directory(Timestamp::default()), Vec::new(), room),
+        encoder: encode.then(|| Encoder::new(room)),
+        stamps: Vec::with_capacity(room),
+        sets: walked
+            .finds
+            .iter()
+            .map(|finds| vec![None; finds.sets.len()])
+            .collect(),
+        finds: walked.finds,
+        linked: HashMap::new(),
+        foreign: BTreeMap::new(),
+        warnings: Vec::new(),
+        dirs: 1,
+        bytes: 0,
+        entries: 0,
+        settled: true,
+        damaged: false,
+    };
+    let mut dirs = walked.dirs;
+    let top = match dirs[0].take() {
+        Some(Outcome::Listed(top)) => Some(assembly.listed(top)),
+        Some(Outcome::Same { dir, children }) => assembly.same(dir, children),
         // The source itself went away between two calls.
         _ => {
             return Err(ScanError::Changed {
@@ -54,61 +113,59 @@ pub(super) fn directory(
             });
         }
     };
-    let top_xattrs =
-        walked.finds[top.facts.worker as usize].sets.sets[top.facts.xattrs as usize].clone();
-    let mut assembly = Assembly {
-        request,
-        writer: Writer::new(top.facts.meta, top_xattrs, room),
-        stamps: Vec::with_capacity(room),
-        sets: walked
-            .finds
-            .iter()
-            .map(|finds| vec![None; finds.sets.sets.len()])
-            .collect(),
-        finds: walked.finds,
-        linked: HashMap::new(),
-        warnings: Vec::new(),
-        bytes: 0,
-        entries: 0,
+    let Some((facts, parts)) = top else {
+        return Ok(None);
     };
-    assembly.stamps.push(top.facts.stamp);
-
-    let mut dirs = walked.dirs;
-    let mut waiting = std::collections::VecDeque::from([(NodeId::ROOT, top)]);
-    while let Some((node, listing)) = waiting.pop_front() {
-        assembly.writer.begin(node);
-        each_sorted(&listing, |part, item| {
+    let (_, set) = assembly.top(&facts);
+    let node = NodeId::ROOT;
+    let mut waiting = std::collections::VecDeque::from([(Waiting { node, facts, parts }, set)]);
+    while let Some((dir, set)) = waiting.pop_front() {
+        assembly.writer.begin(dir.node);
+        if let Some(encoder) = &mut assembly.encoder {
+            encoder.begin(dir.facts.seen, set, dir.facts.settled);
+        }
+        each_sorted(&dir.parts, |part, item| {
             let name = part.name(item);
             match &item.what {
                 What::Directory(number) => {
                     let outcome = dirs[*number as usize].take();
-                    if let Some((node, listing)) = assembly.directory(node, name, outcome) {
-                        waiting.push_back((node, listing));
-                    }
+                    waiting.extend(assembly.directory(dir.node, name, item.listed, outcome));
                 }
-                What::Leaf(facts, leaf) => assembly.leaf(name, facts, leaf, part),
-                What::Own => assembly.left_out(node, name),
+                What::Leaf(facts, leaf) => assembly.leaf(dir.node, name, item, facts, leaf, part),
+                What::Own => assembly.left_out(dir.node, name),
                 What::Covered => {
-                    let path = assembly.path(node, name);
+                    let path = assembly.path(dir.node, name);
                     assembly.warnings.push(ScanWarning::CoveredFile { path });
                 }
             }
         });
     }
-    Ok(assembly.finish(entrance))
+    if assembly.damaged {
+        return Ok(None);
+    }
+    assembly.finish(entrance).map(Some)
 }
 
 /// How many nodes to make room for, if they can be numbered at all.
-fn fits(request: &Request<'_>, walked: &Walked) -> Result<usize, ScanError> {
+fn fits(request: &Request<'_>, walked: &Walked, index: Option<&Index>) -> Result<usize, ScanError> {
     let mut entries = 1;
     let mut bytes = 0;
+    let mut same = false;
     for outcome in walked.dirs.iter().flatten() {
-        if let Outcome::Listed(listing) = outcome {
-            for part in &listing.parts {
-                entries += part.items.len();
-                bytes += part.bytes();
+        match outcome {
+            Outcome::Listed(listing) => {
+                for part in &listing.parts {
+                    entries += part.items.len();
+                    bytes += part.bytes();
+                    same |= !part.kept.is_empty();
+                }
             }
+            _ => same = true,
         }
+    }
+    if let Some(index) = index.filter(|_| same) {
+        entries += usize::try_from(index.entries()).unwrap_or(MOST);
+        bytes += usize::try_from(index.text()).unwrap_or(MOST);
     }
     if entries > MOST || bytes > MOST {
         return Err(ScanError::TooMany {
@@ -119,15 +176,14 @@ fn fits(request: &Request<'_>, walked: &Walked) -> Result<usize, ScanError> {
 }
 
 /// Calls for each item in the order of names, over all parts.
-fn each_sorted(listing: &Listing, mut call: impl FnMut(&Part, &Item)) {
-    if let [part] = &listing.parts[..] {
+fn each_sorted(parts: &[Part], mut call: impl FnMut(&Part, &Item)) {
+    if let [part] = parts {
         for item in &part.items {
             call(part, item);
         }
         return;
     }
-    let mut all: Vec<(&Part, &Item)> = listing
-        .parts
+    let mut all: Vec<(&Part, &Item)> = parts
         .iter()
         .flat_map(|part| part.items.iter().map(move |item| (part, item)))
         .collect();
@@ -139,22 +195,71 @@ fn each_sorted(listing: &Listing, mut call: impl FnMut(&Part, &Item)) {
 }
 
 impl Assembly<'_> {
-    /// Adds a directory, and gives what is to be listed below it.
+    /// A directory that was looked at: what was kept of the index is made like what was read.
+    fn listed(&mut self, listing: Listing) -> (Facts, Vec<Part>) {
+        let mut parts = listing.parts;
+        if let Some((_, open)) = &listing.known
+            && let Some(block) = &open.block
+        {
+            let kept: Vec<Kept> = parts.iter().flat_map(|part| &part.kept).copied().collect();
+            if !kept.is_empty() {
+                let worker = self.finds.len() - 1;
+                let finds = &mut self.finds[worker];
+                parts.push(Part::from_rows(block, kept.into_iter(), worker, finds));
+                parts.retain(|part| !part.items.is_empty());
+            }
+        }
+        (listing.facts, parts)
+    }
+
+    /// A directory of the index as if it had been looked at.
+    fn same(&mut self, dir: u32, children: Option<Vec<Kept>>) -> Option<(Facts, Vec<Part>)> {
+        let Some(block) = self.index.and_then(|index| index.block(dir)) else {
+            self.damaged = true;
+            return None;
+        };
+        let worker = self.finds.len() - 1;
+        let head = block.head();
+        let facts = Facts {
+            seen: head.seen,
+            xattrs: head.xattrs.get(),
+            worker: worker as u32,
+            settled: head.flags.get() & flag::UNSETTLED == 0,
+        };
+        // By row: leaves have no number, and directories of the index are called by their own.
+        let mut numbers: Vec<u32> = block.rows().iter().map(|row| row.body_at.get()).collect();
+        for kept in children.into_iter().flatten() {
+            numbers[kept.row as usize] = kept.number;
+        }
+        let kept = numbers.iter().enumerate().map(|(row, &number)| Kept {
+            row: row as u32,
+            number,
+        });
+        let part = Part::from_rows(&block, kept, worker, &mut self.finds[worker]);
+        Some((facts, vec![part]))
+    }
+
+    /// The source itself; gives the numbers of its set.
+    fn top(&mut self, facts: &Facts) -> (u32, u32) {
+        let (worker, number) = (facts.worker as usize, facts.xattrs as usize);
+        let set = &self.finds[worker].sets.get(number);
+        let xattrs = set.map(|set| set.xattrs.clone()).unwrap_or_default();
+        self.writer = Writer::new(facts.seen.meta(), xattrs, self.stamps.capacity());
+        self.stamps.push(facts.seen.stamp());
+        self.set(facts, NodeId::ROOT, b"")
+    }
+
+    /// Adds a directory, and gives what is to be added below it.
     fn directory(
         &mut self,
         parent: NodeId,
         name: &[u8],
+        listed: u64,
         outcome: Option<Outcome>,
-    ) -> Option<(NodeId, Listing)> {
-        match outcome {
-            Some(Outcome::Listed(listing)) => {
-                let facts = &listing.facts;
-                let set = self.set(facts);
-                let node = self.writer.add(name, facts.meta, NewKind::Directory, set);
-                self.stamps.push(facts.stamp);
-                self.entries += 1;
-                Some((node, listing))
-            }
+    ) -> Option<(Waiting, u32)> {
+        let (facts, parts) = match outcome {
+            Some(Outcome::Listed(listing)) => self.listed(listing),
+            Some(Outcome::Same { dir, children }) => self.same(dir, children)?,
             Some(Outcome::Covered) => {
                 let meta = made_directory(self.writer.meta(parent).mtime);
                 self.writer.add(name, meta, NewKind::Directory, 0);
@@ -162,56 +267,105 @@ impl Assembly<'_> {
                 self.entries += 1;
                 let path = self.path(parent, name);
                 self.warnings.push(ScanWarning::NotCrossed { path });
-                None
+                return None;
             }
             Some(Outcome::Own) => {
                 self.left_out(parent, name);
-                None
+                return None;
             }
-            Some(Outcome::Absent) | None => None,
+            Some(Outcome::Absent) | None => return None,
+        };
+        let (set, encoded) = self.set(&facts, parent, name);
+        let meta = facts.seen.meta();
+        let node = self.writer.add(name, meta, NewKind::Directory, set);
+        self.stamps.push(facts.seen.stamp());
+        self.entries += 1;
+        if let Some(encoder) = &mut self.encoder {
+            let body = Body::Directory(self.dirs);
+            encoder.row(name, listed, Seen::none(), 0, true, &body);
         }
+        self.dirs += 1;
+        Some((Waiting { node, facts, parts }, encoded))
     }
 
-    fn leaf(&mut self, name: &[u8], facts: &Facts, leaf: &Leaf, part: &Part) {
+    fn leaf(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        item: &Item,
+        facts: &Facts,
+        leaf: &Leaf,
+        part: &Part,
+    ) {
         self.entries += 1;
-        let identity = (facts.stamp.dev, facts.stamp.ino);
-        if facts.links > 1
+        let (set, encoded) = self.set(facts, parent, name);
+        let seen = &facts.seen;
+        let (mut kind, mut body) = (NewKind::Socket, Body::Other);
+        let (major, minor) = seen.device();
+        match *leaf {
+            Leaf::File { holes } => {
+                self.settled &= facts.settled;
+                let data = holes.map(|n| &self.finds[part.worker].holes[n as usize][..]);
+                let size = seen.size();
+                kind = NewKind::File { size, data };
+                if let Some(data) = data {
+                    body = Body::Sparse(data);
+                }
+            }
+            Leaf::Symlink { at, len } => {
+                let target = part.target(at, len);
+                kind = NewKind::Symlink { target };
+                body = Body::Symlink(target);
+            }
+            Leaf::CharDevice => kind = NewKind::CharDevice { major, minor },
+            Leaf::BlockDevice => kind = NewKind::BlockDevice { major, minor },
+            Leaf::Fifo => kind = NewKind::Fifo,
+            Leaf::Socket => {}
+        }
+        if let Some(encoder) = &mut self.encoder {
+            encoder.row(name, item.listed, *seen, encoded, facts.settled, &body);
+        }
+        let stamp = seen.stamp();
+        let identity = (stamp.dev, stamp.ino);
+        if seen.links() > 1
             && let Some(&node) = self.linked.get(&identity)
         {
             self.writer.link(name, node);
             return;
         }
-        let set = self.set(facts);
-        let kind = match *leaf {
-            Leaf::File { holes } => {
-                self.bytes += facts.stamp.size;
-                NewKind::File {
-                    size: facts.stamp.size,
-                    data: holes.map(|n| &self.finds[part.worker].holes[n as usize][..]),
-                }
-            }
-            Leaf::Symlink { at, len } => NewKind::Symlink {
-                target: part.target(at, len),
-            },
-            Leaf::CharDevice { major, minor } => NewKind::CharDevice { major, minor },
-            Leaf::BlockDevice { major, minor } => NewKind::BlockDevice { major, minor },
-            Leaf::Fifo => NewKind::Fifo,
-            Leaf::Socket => NewKind::Socket,
-        };
-        let node = self.writer.add(name, facts.meta, kind, set);
-        self.stamps.push(facts.stamp);
-        if facts.links > 1 {
+        if let NewKind::File { size, .. } = kind {
+            self.bytes += size;
+        }
+        let node = self.writer.add(name, seen.meta(), kind, set);
+        self.stamps.push(stamp);
+        if seen.links() > 1 {
             self.linked.insert(identity, node);
         }
     }
 
-    fn set(&mut self, facts: &Facts) -> u32 {
+    /// The Tree's number and the new index's for the set of `name` in `parent`.
+    fn set(&mut self, facts: &Facts, parent: NodeId, name: &[u8]) -> (u32, u32) {
         if facts.xattrs == 0 {
-            return 0;
+            return (0, 0);
         }
         let (worker, number) = (facts.worker as usize, facts.xattrs as usize);
-        let set = &self.finds[worker].sets.sets[number];
-        *self.sets[worker][number].get_or_insert_with(|| self.writer.xattr_set(set.clone()))
+        let set = &self.finds[worker].sets[number];
+        for attribute in &set.foreign {
+            let path = self.writer.path(parent, name);
+            let path = path.trim_start_with(|c| c == '/');
+            let (first, count) = self
+                .foreign
+                .entry(attribute.clone())
+                .or_insert_with(|| (path.to_vec(), 0));
+            *count += 1;
+            if path < &first[..] {
+                *first = path.to_vec();
+            }
+        }
+        *self.sets[worker][number].get_or_insert_with(|| {
+            let encoded = self.encoder.as_mut().map_or(0, |encoder| encoder.set(set));
+            (self.writer.xattr_set(set.xattrs.clone()), encoded)
+        })
     }
 
     fn left_out(&mut self, parent: NodeId, name: &[u8]) {
@@ -223,12 +377,16 @@ impl Assembly<'_> {
         join(self.request.source, &self.writer.path(parent, name)[1..])
     }
 
-    fn finish(mut self, entrance: Entrance) -> Scan {
-        let sets = self.finds.iter().map(|finds| &finds.sets);
-        self.warnings.extend(foreign(self.request, sets));
+    fn finish(mut self, entrance: Entrance) -> Result<Assembled, ScanError> {
+        let foreign = std::mem::take(&mut self.foreign);
+        for (name, (path, count)) in foreign {
+            let path = join(self.request.source, &path);
+            self.warnings
+                .push(ScanWarning::ForeignAttribute { name, path, count });
+        }
         self.warnings.sort();
         self.stamps.shrink_to_fit();
-        Scan {
+        let scan = Scan {
             source: self.request.source.to_path_buf(),
             root: ScanRoot::Directory,
             tree: Arc::new(self.writer.finish()),
@@ -238,30 +396,20 @@ impl Assembly<'_> {
             bytes: self.bytes,
             entries: self.entries,
             started: self.request.started,
+            unsettled: unsettled(self.settled),
             cross_mounts: self.request.options.cross_mounts,
             entrance,
-        }
+        };
+        Ok(Assembled {
+            scan,
+            encoder: self.encoder,
+        })
     }
 }
 
-/// One warning an attribute, whichever threads met it.
-fn foreign<'a>(
-    request: &Request<'_>,
-    sets: impl Iterator<Item = &'a Sets>,
-) -> impl Iterator<Item = ScanWarning> {
-    let mut all: BTreeMap<Vec<u8>, (Vec<u8>, u64)> = BTreeMap::new();
-    for (name, (path, count)) in sets.flat_map(|sets| &sets.foreign) {
-        let seen = all.entry(name.clone()).or_insert_with(|| (path.clone(), 0));
-        seen.0 = std::cmp::min(&seen.0, path).clone();
-        seen.1 += count;
-    }
-    let source = request.source.to_path_buf();
-    all.into_iter()
-        .map(move |(name, (path, count))| ScanWarning::ForeignAttribute {
-            name,
-            path: join(&source, &path),
-            count,
-        })
+/// What makes stamps differ from all others where files are not settled.
+fn unsettled(settled: bool) -> Option<[u8; 16]> {
+    (!settled).then(sys::random)
 }
 
 /// A source that is a regular file: a Tree with a made-up root that holds it.
@@ -273,8 +421,10 @@ pub(super) fn file(
     let io =
         |action| move |errno: Errno| ScanError::io(request.source.to_path_buf(), action, errno);
     let opened = sys::open_source(found, request.source).map_err(io("open it"))?;
-    let stat = sys::stat(opened.as_fd(), c"").map_err(io("look at it"))?;
-    let stamp = sys::stamp_of(&stat);
+    let clock = Clock::new(request.started);
+    let (stat, settled) = clock.stat(opened.as_fd(), c"").map_err(io("look at it"))?;
+    let seen = Seen::new(&stat);
+    let stamp = seen.stamp();
     if stamp != sys::stamp_of(looked) {
         return Err(ScanError::Changed {
             path: request.source.to_path_buf(),
@@ -292,11 +442,12 @@ pub(super) fn file(
     }
     let mut sets = xattrs::Sets::new();
     let set = sets
-        .read(opened.as_fd(), c"", 0, Vec::new)
+        .read(opened.as_fd(), c"", 0)
         .map_err(|e| e.of(request.source.to_path_buf()))?;
-    let meta = walk::meta_of(&stat);
+    let meta = seen.meta();
     let mut writer = Writer::new(made_directory(meta.mtime), Vec::new(), 2);
-    let set = writer.xattr_set(sets.sets[set as usize].clone());
+    let Set { xattrs, foreign } = sets.sets[set as usize].clone();
+    let set = writer.xattr_set(xattrs);
     let kind = NewKind::File {
         size: stamp.size,
         data: data.as_deref(),
@@ -307,11 +458,19 @@ pub(super) fn file(
         root: ScanRoot::File,
         tree: Arc::new(writer.finish()),
         stamps: vec![Stamp::default(), stamp],
-        warnings: foreign(request, std::iter::once(&sets)).collect(),
+        warnings: foreign
+            .into_iter()
+            .map(|name| ScanWarning::ForeignAttribute {
+                name,
+                path: request.source.to_path_buf(),
+                count: 1,
+            })
+            .collect(),
         content: request.content.clone(),
         bytes: stamp.size,
         entries: 1,
         started: request.started,
+        unsettled: unsettled(settled),
         cross_mounts: request.options.cross_mounts,
         entrance: Entrance::AsSeen,
     })

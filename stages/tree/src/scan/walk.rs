@@ -11,13 +11,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::Statx;
-
 use super::exclude::Exclude;
 use super::route::Route;
-use super::xattrs::Sets;
-use super::{Request, ScanError, Stamp};
-use crate::model::{DataRun, Meta, Timestamp};
+use super::settle::Clock;
+use super::xattrs::Set;
+use super::{Request, ScanError};
+use crate::index::{Block, Index, Row, Seen, flag};
+use crate::model::DataRun;
 use crate::sys;
 
 use worker::Worker;
@@ -30,17 +30,43 @@ pub(super) struct Walked {
     pub(super) finds: Vec<Finds>,
     /// Something was met that another mount covers, and `rbind` was not asked for.
     pub(super) covered: bool,
+    /// What is not as the index has it, in no order; not more than some.
+    pub(super) differences: Vec<Difference>,
 }
 
 /// What one worker has read beside names: items refer to it by numbers.
 pub(super) struct Finds {
-    pub(super) sets: Sets,
+    pub(super) sets: Vec<Set>,
     pub(super) holes: Vec<Vec<DataRun>>,
 }
+
+/// Something that is not as the index has it.
+pub(super) struct Difference {
+    /// Relative to the source.
+    pub(super) path: Vec<u8>,
+    pub(super) what: How,
+}
+
+pub(super) enum How {
+    New,
+    Gone,
+    /// A field, as it was and as it is.
+    Field(&'static str, String, String),
+}
+
+/// How many differences one worker tells of.
+const TELL: usize = 64;
 
 /// What became of a directory that was listed in its parent.
 pub(super) enum Outcome {
     Listed(Listing),
+    /// All of it is as the index has it.
+    Same {
+        /// Its number in the index.
+        dir: u32,
+        /// Rows that are directories, and the numbers they have in this walk; `None`: those of the index.
+        children: Option<Vec<Kept>>,
+    },
     /// Gone before it was opened.
     Absent,
     /// fcpipe's own.
@@ -53,6 +79,8 @@ pub(super) struct Listing {
     pub(super) facts: Facts,
     /// One, but for large directories.
     pub(super) parts: Vec<Part>,
+    /// What the index has of it, and the directory's number there.
+    pub(super) known: Option<(u32, Arc<Open>)>,
 }
 
 /// Some names of a directory, sorted, as one worker has looked at them.
@@ -61,11 +89,22 @@ pub(super) struct Part {
     names: Box<[u8]>,
     targets: Box<[u8]>,
     pub(super) items: Vec<Item>,
+    /// Rows of the index that hold still.
+    pub(super) kept: Vec<Kept>,
+}
+
+/// A row of a directory's block, by its number; for a directory also its number in this walk.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) row: u32,
+    pub(super) number: u32,
 }
 
 pub(super) struct Item {
     name: u32,
     name_len: u16,
+    /// As the directory lists it.
+    pub(super) listed: u64,
     pub(super) what: What,
 }
 
@@ -82,12 +121,12 @@ pub(super) enum What {
 
 /// What is known of any inode.
 pub(super) struct Facts {
-    pub(super) meta: Meta,
-    pub(super) stamp: Stamp,
-    pub(super) links: u32,
+    pub(super) seen: Seen,
     /// The number of its set among the worker's.
     pub(super) xattrs: u32,
     pub(super) worker: u32,
+    /// A later change will show in its times.
+    pub(super) settled: bool,
 }
 
 pub(super) enum Leaf {
@@ -100,14 +139,8 @@ pub(super) enum Leaf {
         at: u32,
         len: u16,
     },
-    CharDevice {
-        major: u32,
-        minor: u32,
-    },
-    BlockDevice {
-        major: u32,
-        minor: u32,
-    },
+    CharDevice,
+    BlockDevice,
     Fifo,
     Socket,
 }
@@ -129,36 +162,95 @@ impl Part {
     }
 }
 
-impl Facts {
-    pub(super) fn new(stat: &Statx, xattrs: u32, worker: usize) -> Self {
-        Facts {
-            meta: meta_of(stat),
-            stamp: sys::stamp_of(stat),
-            links: stat.stx_nlink,
-            xattrs,
-            worker: worker as u32,
+impl Part {
+    /// Rows of an index as if they had been looked at by `worker`, whose finds get their hole maps.
+    pub(super) fn from_rows(
+        block: &Block,
+        kept: impl ExactSizeIterator<Item = Kept>,
+        worker: usize,
+        finds: &mut Finds,
+    ) -> Part {
+        let mut names = Vec::new();
+        let mut targets = Vec::new();
+        let mut items = Vec::with_capacity(kept.len());
+        let rows = block.rows();
+        for Kept { row, number } in kept {
+            let row = &rows[row as usize];
+            let name = block.name(row);
+            items.push(Item {
+                name: names.len() as u32,
+                name_len: name.len() as u16,
+                listed: row.listed.get(),
+                what: if row.is(flag::DIRECTORY) {
+                    What::Directory(number)
+                } else {
+                    What::from_row(block, row, worker, &mut targets, finds)
+                },
+            });
+            names.extend_from_slice(name);
         }
+        let mut part = Part {
+            worker,
+            names: names.into_boxed_slice(),
+            targets: targets.into_boxed_slice(),
+            items: Vec::new(),
+            kept: Vec::new(),
+        };
+        items.sort_unstable_by(|a, b| part.name(a).cmp(part.name(b)));
+        part.items = items;
+        part
     }
 }
 
-pub(super) fn meta_of(stat: &Statx) -> Meta {
-    Meta {
-        mode: stat.stx_mode & 0o7777,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
-        mtime: Timestamp {
-            secs: stat.stx_mtime.tv_sec,
-            nanos: stat.stx_mtime.tv_nsec,
-        },
+impl What {
+    fn from_row(
+        block: &Block,
+        row: &Row,
+        worker: usize,
+        targets: &mut Vec<u8>,
+        finds: &mut Finds,
+    ) -> What {
+        use rustix::fs::FileType;
+        let leaf = match FileType::from_raw_mode(row.seen.mode()) {
+            FileType::Symlink => {
+                let target = block.body(row);
+                let at = targets.len() as u32;
+                targets.extend_from_slice(target);
+                Leaf::Symlink {
+                    at,
+                    len: target.len() as u16,
+                }
+            }
+            FileType::CharacterDevice => Leaf::CharDevice,
+            FileType::BlockDevice => Leaf::BlockDevice,
+            FileType::Fifo => Leaf::Fifo,
+            FileType::Socket => Leaf::Socket,
+            _ if row.is(flag::SPARSE) => {
+                finds.holes.push(block.runs(row));
+                Leaf::File {
+                    holes: Some((finds.holes.len() - 1) as u32),
+                }
+            }
+            _ => Leaf::File { holes: None },
+        };
+        let facts = Facts {
+            seen: row.seen,
+            xattrs: row.xattrs.get(),
+            worker: worker as u32,
+            settled: !row.is(flag::UNSETTLED),
+        };
+        What::Leaf(facts, leaf)
     }
 }
 
 /// A directory that is open, so that its names can be looked at.
-struct Open {
+pub(super) struct Open {
     fd: OwnedFd,
     number: u32,
     mount: u64,
     route: Arc<Route>,
+    /// What the index has of it.
+    pub(super) block: Option<Block>,
 }
 
 enum Job {
@@ -167,6 +259,8 @@ enum Job {
         number: u32,
         /// Its parent's number.
         parent: u32,
+        /// Its number in the index.
+        known: Option<u32>,
         route: Arc<Route>,
     },
     /// Names of a large directory to look at.
@@ -192,6 +286,8 @@ struct Listed {
 /// What the workers of one walk share.
 struct Shared<'a> {
     request: &'a Request<'a>,
+    index: Option<&'a Index>,
+    clock: Clock,
     exclude: Exclude,
     top: BorrowedFd<'a>,
     top_mount: u64,
@@ -215,11 +311,18 @@ struct State {
 }
 
 /// Walks the directory `top`, which is the source.
-pub(super) fn directory(request: &Request<'_>, top: BorrowedFd<'_>) -> Result<Walked, ScanError> {
+/// `index`: what the last scan has seen.
+pub(super) fn directory(
+    request: &Request<'_>,
+    top: BorrowedFd<'_>,
+    index: Option<&Index>,
+) -> Result<Walked, ScanError> {
     let stat = sys::stat(top, c"")
         .map_err(|errno| ScanError::io(request.source.to_path_buf(), "look at it", errno))?;
     let shared = Shared {
         request,
+        index,
+        clock: Clock::new(request.started),
         exclude: Exclude::new(request.content)?,
         top,
         top_mount: sys::mount_of(&stat),
@@ -259,6 +362,7 @@ pub(super) fn directory(request: &Request<'_>, top: BorrowedFd<'_>) -> Result<Wa
         first.push(Job::Enter {
             number: 0,
             parent: 0,
+            known: index.map(|_| 0),
             route: Route::root(),
         });
         let mut done = vec![first.run()];
@@ -286,6 +390,7 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
         dirs: Vec::with_capacity(dirs),
         finds: Vec::with_capacity(done.len()),
         covered,
+        differences: Vec::new(),
     };
     walked.dirs.resize_with(dirs, || None);
     let mut batches = Vec::new();
@@ -295,13 +400,104 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
         }
         batches.extend(worked.batches);
         walked.finds.push(worked.finds);
+        walked.differences.extend(worked.differences);
     }
     for (number, part) in batches {
         if let Some(Outcome::Listed(listing)) = &mut walked.dirs[number as usize] {
             listing.parts.push(part);
         }
     }
+    for outcome in walked.dirs.iter_mut().flatten() {
+        if let Outcome::Listed(listing) = outcome {
+            match listing.same() {
+                Some(same) => *outcome = same,
+                None => listing.gone(&mut walked.differences),
+            }
+        }
+    }
     walked
+}
+
+/// What a walk finds where everything is as the index has it.
+pub(super) fn remembered(index: &Index) -> Walked {
+    let same = |dir| {
+        Some(Outcome::Same {
+            dir,
+            children: None,
+        })
+    };
+    Walked {
+        dirs: (0..index.dirs() as u32).map(same).collect(),
+        finds: Vec::new(),
+        covered: false,
+        differences: Vec::new(),
+    }
+}
+
+impl Walked {
+    /// Whether everything is as the index has it.
+    pub(super) fn is_same(&self) -> bool {
+        self.dirs
+            .iter()
+            .all(|outcome| matches!(outcome, Some(Outcome::Same { .. })))
+    }
+}
+
+impl Listing {
+    /// What it is if all of it is as the index has it.
+    fn same(&self) -> Option<Outcome> {
+        let (dir, open) = self.known.as_ref()?;
+        let block = open.block.as_ref()?;
+        let head = block.head();
+        let kept: usize = self.parts.iter().map(|part| part.kept.len()).sum();
+        let same = head.seen == self.facts.seen
+            && head.flags.get() & flag::UNSETTLED == 0
+            && kept == block.rows().len()
+            && self.parts.iter().all(|part| part.items.is_empty());
+        same.then(|| {
+            let all = self.parts.iter().flat_map(|part| &part.kept).copied();
+            let rows = block.rows();
+            let children = all.filter(|kept| rows[kept.row as usize].is(flag::DIRECTORY));
+            Outcome::Same {
+                dir: *dir,
+                children: Some(children.collect()),
+            }
+        })
+    }
+
+    /// Tells of names that the index has and the directory has not.
+    fn gone(&self, differences: &mut Vec<Difference>) {
+        let Some((_, open)) = &self.known else { return };
+        let Some(block) = &open.block else { return };
+        let mut there = vec![false; block.rows().len()];
+        for part in &self.parts {
+            for kept in &part.kept {
+                there[kept.row as usize] = true;
+            }
+            for item in &part.items {
+                if let Some(row) = block.find(&mut 0, item.listed, part.name(item)) {
+                    there[row] = true;
+                }
+            }
+        }
+        let names = |name: &[u8]| {
+            self.parts.iter().any(|part| {
+                let known = part
+                    .items
+                    .binary_search_by(|item| part.name(item).cmp(name));
+                known.is_ok()
+            })
+        };
+        for (row, _) in block.rows().iter().zip(there).filter(|(_, there)| !there) {
+            let name = block.name(row);
+            if differences.len() < TELL && !names(name) {
+                differences.push(Difference {
+                    path: open.route.relative(name),
+                    what: How::Gone,
+                });
+            }
+        }
+    }
 }
 
 /// Each worker may have four descriptors open; half of what is allowed is left to others.

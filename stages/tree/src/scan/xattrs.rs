@@ -1,6 +1,6 @@
 //! Reading extended attributes, each distinct set once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -17,13 +17,20 @@ const MOST: usize = 65_536;
 /// took longer than all else.
 const USUAL: usize = 256;
 
+/// The attributes of an inode.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Set {
+    /// Sorted by name.
+    pub(crate) xattrs: Vec<Xattr>,
+    /// Names of those that are left out.
+    pub(crate) foreign: Vec<Vec<u8>>,
+}
+
 /// What one thread has read. Set 0 is the empty one.
 #[derive(Debug)]
 pub(super) struct Sets {
-    pub(super) sets: Vec<Vec<Xattr>>,
-    known: HashMap<Vec<Xattr>, u32>,
-    /// Attributes that were left out, with the first path relative to the source and a count.
-    pub(super) foreign: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
+    pub(super) sets: Vec<Set>,
+    known: HashMap<Set, u32>,
     /// The mount that has turned out to know no attributes.
     without: Option<u64>,
     names: Vec<u8>,
@@ -54,23 +61,20 @@ impl Unreadable {
 impl Sets {
     pub(super) fn new() -> Self {
         Sets {
-            sets: vec![Vec::new()],
+            sets: vec![Set::default()],
             known: HashMap::new(),
-            foreign: BTreeMap::new(),
             without: None,
             names: vec![0; MOST],
             value: vec![0; MOST],
         }
     }
 
-    /// The set of `name` in `dir` (of `dir` itself for an empty name), which is in `mount`;
-    /// `relative` gives its path for a warning.
+    /// The set of `name` in `dir` (of `dir` itself for an empty name), which is in `mount`.
     pub(super) fn read(
         &mut self,
         dir: BorrowedFd<'_>,
         name: &CStr,
         mount: u64,
-        relative: impl Fn() -> Vec<u8>,
     ) -> Result<u32, Unreadable> {
         if self.without == Some(mount) {
             return Ok(0);
@@ -91,28 +95,20 @@ impl Sets {
                 });
             }
         };
-        let mut set = Vec::new();
+        let mut set = Set::default();
         for attribute in self.names[..listed].split_inclusive(|&b| b == 0) {
             let Ok(attribute) = CStr::from_bytes_with_nul(attribute) else {
                 continue;
             };
             if !travels(attribute.to_bytes()) {
-                let path = relative();
-                let (first, count) = self
-                    .foreign
-                    .entry(attribute.to_bytes().to_vec())
-                    .or_insert_with(|| (path.clone(), 0));
-                *count += 1;
-                if path < *first {
-                    *first = path;
-                }
+                set.foreign.push(attribute.to_bytes().to_vec());
                 continue;
             }
             let got = grown(&mut self.value, |buffer| {
                 sys::get_xattr(dir, name, attribute, buffer)
             });
             match got {
-                Ok(n) => set.push(Xattr {
+                Ok(n) => set.xattrs.push(Xattr {
                     name: attribute.to_bytes().to_vec(),
                     value: self.value[..n].to_vec(),
                 }),
@@ -129,11 +125,13 @@ impl Sets {
         Ok(self.intern(set))
     }
 
-    fn intern(&mut self, mut set: Vec<Xattr>) -> u32 {
-        if set.is_empty() {
+    /// The number of a set.
+    pub(super) fn intern(&mut self, mut set: Set) -> u32 {
+        if set == Set::default() {
             return 0;
         }
-        set.sort();
+        set.xattrs.sort();
+        set.foreign.sort();
         if let Some(&number) = self.known.get(&set) {
             return number;
         }

@@ -11,8 +11,10 @@ use rustix::fs::{FileType, RawDir, Statx};
 use rustix::io::Errno;
 
 use super::{
-    Facts, Finds, Item, Job, Leaf, Listed, Listing, Names, Open, Outcome, Part, Shared, What,
+    Difference, Facts, Finds, How, Item, Job, Kept, Leaf, Listed, Listing, Names, Open, Outcome,
+    Part, Shared, TELL, What,
 };
+use crate::index::{Seen, flag};
 use crate::model::DataRun;
 use crate::scan::route::Route;
 use crate::scan::xattrs::{Sets, Unreadable};
@@ -33,9 +35,11 @@ pub(super) struct Worker<'a> {
     jobs: Vec<Job>,
     /// The directory whose subdirectories were pushed last: they are opened relative to it.
     anchor: Option<Arc<Open>>,
-    finds: Finds,
+    sets: Sets,
+    holes: Vec<Vec<DataRun>>,
     outcomes: Vec<(u32, Outcome)>,
     batches: Vec<(u32, Part)>,
+    differences: Vec<Difference>,
     dents: Vec<MaybeUninit<u8>>,
 }
 
@@ -44,6 +48,27 @@ pub(super) struct Worked {
     pub(super) outcomes: Vec<(u32, Outcome)>,
     pub(super) batches: Vec<(u32, Part)>,
     pub(super) finds: Finds,
+    pub(super) differences: Vec<Difference>,
+}
+
+/// What became of a name.
+enum Found {
+    /// It is gone or excluded.
+    Nothing,
+    /// It is as the index has it.
+    Kept(Kept),
+    Read(What),
+}
+
+impl Found {
+    fn kept(row: Option<usize>, number: u32) -> Found {
+        row.map_or(Found::Nothing, |row| {
+            Found::Kept(Kept {
+                row: row as u32,
+                number,
+            })
+        })
+    }
 }
 
 /// Else the others would wait for a job from a worker that is no more.
@@ -70,12 +95,11 @@ impl<'a> Worker<'a> {
             call_others,
             jobs: Vec::new(),
             anchor: None,
-            finds: Finds {
-                sets: Sets::new(),
-                holes: Vec::new(),
-            },
+            sets: Sets::new(),
+            holes: Vec::new(),
             outcomes: Vec::new(),
             batches: Vec::new(),
+            differences: Vec::new(),
             dents: vec![MaybeUninit::uninit(); DENTS],
         }
     }
@@ -103,7 +127,11 @@ impl<'a> Worker<'a> {
         Worked {
             outcomes: self.outcomes,
             batches: self.batches,
-            finds: self.finds,
+            finds: Finds {
+                sets: self.sets.sets,
+                holes: self.holes,
+            },
+            differences: self.differences,
         }
     }
 
@@ -130,16 +158,23 @@ impl<'a> Worker<'a> {
             Job::Enter {
                 number,
                 parent,
+                known,
                 route,
             } => {
-                let outcome = self.enter(number, parent, route)?;
+                let outcome = self.enter(number, parent, known, route)?;
                 self.outcomes.push((number, outcome));
             }
         }
         Ok(())
     }
 
-    fn enter(&mut self, number: u32, parent: u32, route: Arc<Route>) -> Result<Outcome, ScanError> {
+    fn enter(
+        &mut self,
+        number: u32,
+        parent: u32,
+        known: Option<u32>,
+        route: Arc<Route>,
+    ) -> Result<Outcome, ScanError> {
         let cross = self.shared.request.options.cross_mounts;
         let fd = match self.open(number, parent, &route) {
             Ok(fd) => fd,
@@ -153,7 +188,10 @@ impl<'a> Worker<'a> {
             }
             Err(errno) => return Err(self.io(&route, b"", "open the directory", errno)),
         };
-        let stat = sys::stat(fd.as_fd(), c"")
+        let (stat, settled) = self
+            .shared
+            .clock
+            .stat(fd.as_fd(), c"")
             .map_err(|errno| self.io(&route, b"", "look at it", errno))?;
         let mount = sys::mount_of(&stat);
         if mount != self.shared.top_mount && !cross {
@@ -163,21 +201,59 @@ impl<'a> Worker<'a> {
         if self.is_own(&stat) {
             return Ok(Outcome::Own);
         }
-        let xattrs = self
-            .finds
-            .sets
-            .read(fd.as_fd(), c"", mount, || route.relative(b""))
-            .map_err(|e| self.attribute(&route, b"", e))?;
+        let seen = Seen::new(&stat);
+        let index = self.shared.index;
+        let block = index.and_then(|index| index.block(known?));
+        let head = block.as_ref().map(|block| block.head());
+        let same = head.filter(|h| h.seen == seen && h.flags.get() & flag::UNSETTLED == 0);
+        let facts = match same {
+            Some(head) => Facts {
+                seen,
+                xattrs: self.known_set(head.xattrs.get()),
+                worker: self.number as u32,
+                settled: true,
+            },
+            None => {
+                let xattrs = self.sets.read(fd.as_fd(), c"", mount);
+                Facts {
+                    seen,
+                    xattrs: xattrs.map_err(|e| self.attribute(&route, b"", e))?,
+                    worker: self.number as u32,
+                    settled,
+                }
+            }
+        };
         let dir = Arc::new(Open {
             fd,
             number,
             mount,
             route,
+            block,
         });
-        Ok(Outcome::Listed(Listing {
-            facts: Facts::new(&stat, xattrs, self.number),
-            parts: self.list(&dir)?,
-        }))
+        let (parts, shared) = self.list(&dir)?;
+        let mut listing = Listing {
+            facts,
+            parts,
+            known: known.map(|known| (known, dir)),
+        };
+        if !shared && let Some(same) = listing.same() {
+            return Ok(same);
+        }
+        if let Some((_, dir)) = &mut listing.known
+            && dir.block.is_none()
+        {
+            listing.known = None;
+        }
+        Ok(Outcome::Listed(listing))
+    }
+
+    /// This worker's number for a set of the index.
+    fn known_set(&mut self, number: u32) -> u32 {
+        let set = self.shared.index.filter(|_| number != 0);
+        match set.and_then(|index| index.sets.get(number as usize)) {
+            Some(set) => self.sets.intern(set.clone()),
+            None => 0,
+        }
     }
 
     fn open(&self, number: u32, parent: u32, route: &Route) -> Result<OwnedFd, Errno> {
@@ -204,8 +280,10 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn list(&mut self, dir: &Arc<Open>) -> Result<Vec<Part>, ScanError> {
+    /// Looks at all names of a directory; also whether others were given some of them.
+    fn list(&mut self, dir: &Arc<Open>) -> Result<(Vec<Part>, bool), ScanError> {
         let mut parts = Vec::new();
+        let mut shared = false;
         let mut names = Names::default();
         let mut dents = std::mem::take(&mut self.dents);
         let mut raw = RawDir::new(dir.fd.as_fd(), &mut dents);
@@ -237,6 +315,7 @@ impl<'a> Worker<'a> {
                 if self.shared.is_hungry() {
                     let dir = Arc::clone(dir);
                     self.shared.give([Job::Look { dir, names }]);
+                    shared = true;
                 } else {
                     parts.push(self.look(dir, names)?);
                 }
@@ -244,7 +323,7 @@ impl<'a> Worker<'a> {
         }
         self.dents = dents;
         parts.push(self.look(dir, names)?);
-        Ok(parts)
+        Ok((parts, shared))
     }
 
     /// Looks at names of an open directory.
@@ -253,9 +332,18 @@ impl<'a> Worker<'a> {
         self.shared.count(list.len() as u64)?;
         // In the order of inodes a disk that is not cached is read once, from front to back.
         list.sort_unstable_by_key(|listed| listed.ino);
-        let mut items = Vec::with_capacity(list.len());
+        let mut kept = Vec::new();
+        let mut items = Vec::new();
+        match &dir.block {
+            Some(_) => kept.reserve_exact(list.len()),
+            None => items.reserve_exact(list.len()),
+        }
         let mut targets = Vec::new();
         let waiting = self.jobs.len();
+        let mut hint = dir.block.as_ref().map_or(0, |block| {
+            let first = list.first().map_or(0, |listed| listed.ino);
+            block.rows().partition_point(|row| row.listed.get() < first)
+        });
         for listed in &list {
             let at = listed.at as usize;
             let end = at + usize::from(listed.len);
@@ -263,22 +351,31 @@ impl<'a> Worker<'a> {
             let Ok(name) = CStr::from_bytes_with_nul(&bytes[at..=end]) else {
                 continue;
             };
-            if let Some(what) = self.look_at(dir, name, listed.directory, &mut targets)? {
-                items.push(Item {
+            let row = dir
+                .block
+                .as_ref()
+                .and_then(|block| block.find(&mut hint, listed.ino, name.to_bytes()));
+            match self.look_at(dir, name, listed.directory, row, &mut targets)? {
+                Found::Nothing => {}
+                Found::Kept(row) => kept.push(row),
+                Found::Read(what) => items.push(Item {
                     name: listed.at,
                     name_len: listed.len,
+                    listed: listed.ino,
                     what,
-                });
+                }),
             }
         }
         if self.jobs.len() > waiting {
             self.anchor = Some(Arc::clone(dir));
         }
+        let names = if items.is_empty() { Vec::new() } else { bytes };
         let mut part = Part {
             worker: self.number,
-            names: bytes.into_boxed_slice(),
+            names: names.into_boxed_slice(),
             targets: targets.into_boxed_slice(),
             items: Vec::new(),
+            kept,
         };
         items.sort_unstable_by(|a, b| part.name(a).cmp(part.name(b)));
         items.shrink_to_fit();
@@ -286,59 +383,115 @@ impl<'a> Worker<'a> {
         Ok(part)
     }
 
-    /// Looks at one name; `None` where it is gone or excluded. `directory`: what the listing says, if
-    /// it does.
+    /// Looks at one name. `directory`: what the listing says, if it does. `row`: where the index has it.
     fn look_at(
         &mut self,
         dir: &Arc<Open>,
         name: &CStr,
         directory: Option<bool>,
+        row: Option<usize>,
         targets: &mut Vec<u8>,
-    ) -> Result<Option<What>, ScanError> {
+    ) -> Result<Found, ScanError> {
         let excludes = |directory| {
             self.shared
                 .exclude
                 .excludes(&dir.route, name.to_bytes(), directory)
         };
-        if directory.is_some_and(excludes) {
-            return Ok(None);
-        }
+        let known = row.and_then(|row| dir.block.as_ref()?.rows().get(row));
         if directory == Some(true) {
-            return Ok(Some(self.found_directory(dir, name)));
+            if let Some(known) = known
+                && known.is(flag::DIRECTORY)
+            {
+                let number = self.found_directory(dir, name, Some(known.body_at.get()));
+                return Ok(Found::kept(row, number));
+            }
+            if excludes(true) {
+                return Ok(Found::Nothing);
+            }
+            self.differs(dir, name, || How::New);
+            let number = self.found_directory(dir, name, None);
+            return Ok(Found::Read(What::Directory(number)));
         }
-        let stat = match sys::stat(dir.fd.as_fd(), name) {
+        // A name that the index has was not excluded: the patterns are part of what it is known by.
+        if known.is_none() && directory.is_some_and(excludes) {
+            return Ok(Found::Nothing);
+        }
+        let mut stat = match sys::stat(dir.fd.as_fd(), name) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => return Ok(Found::Nothing),
             Err(errno) => return Err(self.io(&dir.route, name.to_bytes(), "look at it", errno)),
         };
+        let cross = self.shared.request.options.cross_mounts;
+        if let Some(known) = known
+            && known.seen == Seen::new(&stat)
+            && !known.is(flag::UNSETTLED | flag::DIRECTORY)
+            && (cross || sys::mount_of(&stat) == dir.mount)
+            && !self.is_own(&stat)
+        {
+            return Ok(Found::kept(row, 0));
+        }
         let is_directory = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::Directory;
         match (directory, is_directory) {
             (Some(_), true) => return Err(self.changed(&dir.route, name.to_bytes())),
-            (None, _) if excludes(is_directory) => return Ok(None),
-            (None, true) => return Ok(Some(self.found_directory(dir, name))),
+            (None, _) if excludes(is_directory) => return Ok(Found::Nothing),
+            (None, true) => {
+                let below = known.filter(|known| known.is(flag::DIRECTORY));
+                let number = self.found_directory(dir, name, below.map(|row| row.body_at.get()));
+                return Ok(match below {
+                    Some(_) => Found::kept(row, number),
+                    None => Found::Read(What::Directory(number)),
+                });
+            }
+            _ if known.is_some() && excludes(false) => return Ok(Found::Nothing),
             _ => {}
         }
         if self.is_own(&stat) {
-            return Ok(Some(What::Own));
+            return Ok(Found::Read(What::Own));
         }
         let mount = sys::mount_of(&stat);
-        if mount != dir.mount && !self.shared.request.options.cross_mounts {
+        if mount != dir.mount && !cross {
             self.shared.covered.store(true, Ordering::Relaxed);
-            return Ok(Some(What::Covered));
+            return Ok(Found::Read(What::Covered));
         }
-        let Some(leaf) = self.leaf(dir, name, &stat, targets)? else {
-            return Ok(None);
+        let settled = match self.shared.clock.settle(dir.fd.as_fd(), name, &mut stat) {
+            Ok(settled) => settled,
+            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            Err(errno) => return Err(self.io(&dir.route, name.to_bytes(), "look at it", errno)),
         };
-        let xattrs = self.finds.sets.read(dir.fd.as_fd(), name, mount, || {
-            dir.route.relative(name.to_bytes())
-        });
-        let xattrs = match xattrs {
+        let Some(leaf) = self.leaf(dir, name, &stat, targets)? else {
+            return Ok(Found::Nothing);
+        };
+        let xattrs = match self.sets.read(dir.fd.as_fd(), name, mount) {
             Ok(xattrs) => xattrs,
-            Err(e) if e.errno == Errno::NOENT => return Ok(None),
+            Err(e) if e.errno == Errno::NOENT => return Ok(Found::Nothing),
             Err(e) => return Err(self.attribute(&dir.route, name.to_bytes(), e)),
         };
-        let facts = Facts::new(&stat, xattrs, self.number);
-        Ok(Some(What::Leaf(facts, leaf)))
+        let seen = Seen::new(&stat);
+        match known {
+            Some(known) if known.seen == seen => {}
+            Some(known) => self.differs(dir, name, || {
+                let (field, was, is) = known.seen.difference(&seen);
+                How::Field(field, was, is)
+            }),
+            None => self.differs(dir, name, || How::New),
+        }
+        let facts = Facts {
+            seen,
+            xattrs,
+            worker: self.number as u32,
+            settled,
+        };
+        Ok(Found::Read(What::Leaf(facts, leaf)))
+    }
+
+    /// Notes that something is not as the index has it, if there is one.
+    fn differs(&mut self, dir: &Open, name: &CStr, what: impl FnOnce() -> How) {
+        if dir.block.is_some() && self.differences.len() < TELL {
+            self.differences.push(Difference {
+                path: dir.route.relative(name.to_bytes()),
+                what: what(),
+            });
+        }
     }
 
     /// What is particular to each kind; `None` where it is gone.
@@ -349,7 +502,6 @@ impl<'a> Worker<'a> {
         stat: &Statx,
         targets: &mut Vec<u8>,
     ) -> Result<Option<Leaf>, ScanError> {
-        let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
         Ok(Some(
             match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
                 FileType::RegularFile if !holes::may_have(stat.stx_size, stat.stx_blocks) => {
@@ -380,8 +532,8 @@ impl<'a> Worker<'a> {
                         len: target.len() as u16,
                     }
                 }
-                FileType::CharacterDevice => Leaf::CharDevice { major, minor },
-                FileType::BlockDevice => Leaf::BlockDevice { major, minor },
+                FileType::CharacterDevice => Leaf::CharDevice,
+                FileType::BlockDevice => Leaf::BlockDevice,
                 FileType::Fifo => Leaf::Fifo,
                 FileType::Socket => Leaf::Socket,
                 _ => {
@@ -425,18 +577,20 @@ impl<'a> Worker<'a> {
     }
 
     fn keep_holes(&mut self, runs: Vec<DataRun>) -> u32 {
-        self.finds.holes.push(runs);
-        (self.finds.holes.len() - 1) as u32
+        self.holes.push(runs);
+        (self.holes.len() - 1) as u32
     }
 
-    fn found_directory(&mut self, dir: &Open, name: &CStr) -> What {
+    /// `known`: its number in the index. Gives its number in this walk.
+    fn found_directory(&mut self, dir: &Open, name: &CStr, known: Option<u32>) -> u32 {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         self.jobs.push(Job::Enter {
             number,
             parent: dir.number,
+            known,
             route: Route::below(&dir.route, name.to_owned()),
         });
-        What::Directory(number)
+        number
     }
 
     fn is_own(&self, stat: &Statx) -> bool {

@@ -1,0 +1,225 @@
+//! Reading an index: whatever is not whole, or not about this source, is as if it were not there.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::format::{Head, Header, MAGIC, Place, Row};
+use crate::model::{DataRun, Xattr};
+use crate::scan::{ScanWarning, Set};
+
+/// An index whose header and tail were found whole; its blocks are checked when they are read.
+///
+/// It is read and not mapped: a mapped file that somebody cuts short, or whose disk fails, ends the
+/// process with SIGBUS, and a cache must never do that. One pread a directory, into memory that is in the
+/// processor's cache when it is hashed and compared, costs no more than the page faults would.
+#[derive(Debug)]
+pub(crate) struct Index {
+    file: File,
+    header: Header,
+    places: Vec<Place>,
+    pub(crate) sets: Vec<Set>,
+    pub(crate) warnings: Vec<ScanWarning>,
+}
+
+impl Index {
+    /// `None` for anything but a whole index of what `identity` stands for.
+    pub(super) fn read(file: File, identity: &blake3::Hash) -> Option<Index> {
+        let size = file.metadata().ok()?.len();
+        let mut header = Header::new_zeroed();
+        file.read_exact_at(header.as_mut_bytes(), 0).ok()?;
+        if header.magic != MAGIC
+            || header.hash != header.own_hash()
+            || header.identity != *identity.as_bytes()
+        {
+            return None;
+        }
+        let (at, len) = (header.tail_at.get(), header.tail_len.get());
+        if at.checked_add(len)? != size {
+            return None;
+        }
+        let mut tail = vec![0; usize::try_from(len).ok()?];
+        file.read_exact_at(&mut tail, at).ok()?;
+        if *blake3::hash(&tail).as_bytes() != header.tail {
+            return None;
+        }
+        let dirs = header.dirs.get() as usize;
+        let places = tail.get(..dirs.checked_mul(size_of::<Place>())?)?;
+        let mut text = Text(&tail[places.len()..]);
+        let places = <[Place]>::ref_from_bytes(places).ok()?.to_vec();
+        let sets = text.many(Text::set)?;
+        let warnings = text.many(Text::warning)?;
+        Some(Index {
+            file,
+            header,
+            places,
+            sets,
+            warnings,
+        })
+    }
+
+    pub(crate) fn tree_digest(&self) -> blake3::Hash {
+        self.header.tree.into()
+    }
+
+    pub(crate) fn stamps_digest(&self) -> blake3::Hash {
+        self.header.stamps.into()
+    }
+
+    pub(crate) fn entries(&self) -> u64 {
+        self.header.entries.get()
+    }
+
+    /// Of all regular files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.header.bytes.get()
+    }
+
+    /// Not less than the bytes of names and targets.
+    pub(crate) fn text(&self) -> u64 {
+        let rows = self.entries() * size_of::<Row>() as u64;
+        self.header.tail_at.get().saturating_sub(rows)
+    }
+
+    pub(crate) fn dirs(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Stands for everything that is in it.
+    pub(crate) fn whole(&self) -> [u8; 32] {
+        self.header.tail
+    }
+
+    /// A directory by its number; `None` where it is damaged.
+    pub(crate) fn block(&self, dir: u32) -> Option<Block> {
+        let place = self.places.get(dir as usize)?;
+        let (at, len) = (place.at.get(), place.len.get());
+        if at.checked_add(len.into())? > self.header.tail_at.get() {
+            return None;
+        }
+        let mut bytes = vec![0; len as usize];
+        self.file.read_exact_at(&mut bytes, at).ok()?;
+        if *blake3::hash(&bytes).as_bytes() != place.hash {
+            return None;
+        }
+        let (head, rest) = Head::ref_from_prefix(&bytes).ok()?;
+        let rows = head.rows.get() as usize;
+        (rest.len() >= rows.checked_mul(size_of::<Row>())?).then_some(Block { bytes, rows })
+    }
+}
+
+/// What an index has of one directory.
+#[derive(Debug)]
+pub(crate) struct Block {
+    bytes: Vec<u8>,
+    rows: usize,
+}
+
+impl Block {
+    pub(crate) fn head(&self) -> &Head {
+        let (head, _) = Head::ref_from_prefix(&self.bytes).expect("checked when it was read");
+        head
+    }
+
+    pub(crate) fn rows(&self) -> &[Row] {
+        let rest = &self.bytes[size_of::<Head>()..];
+        let (rows, _) =
+            <[Row]>::ref_from_prefix_with_elems(rest, self.rows).expect("checked when it was read");
+        rows
+    }
+
+    fn text(&self) -> &[u8] {
+        &self.bytes[size_of::<Head>() + self.rows * size_of::<Row>()..]
+    }
+
+    pub(crate) fn name(&self, row: &Row) -> &[u8] {
+        let at = row.name_at.get() as usize;
+        let end = at + usize::from(row.name_len.get());
+        self.text().get(at..end).unwrap_or_default()
+    }
+
+    /// A symlink's target.
+    pub(crate) fn body(&self, row: &Row) -> &[u8] {
+        let at = row.body_at.get() as usize;
+        let end = at + row.body_len.get() as usize;
+        self.text().get(at..end).unwrap_or_default()
+    }
+
+    /// A sparse file's data.
+    pub(crate) fn runs(&self, row: &Row) -> Vec<DataRun> {
+        let word = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
+        self.body(row)
+            .chunks_exact(8)
+            .map(|run| DataRun {
+                start: word(&run[..4]),
+                end: word(&run[4..]),
+            })
+            .collect()
+    }
+
+    /// The row of `name`, which the listing gives the inode number `listed`. `hint`: where to look
+    /// first; left behind what was found.
+    #[inline]
+    pub(crate) fn find(&self, hint: &mut usize, listed: u64, name: &[u8]) -> Option<usize> {
+        let rows = self.rows();
+        if let Some(row) = rows.get(*hint)
+            && row.listed.get() == listed
+            && self.name(row) == name
+        {
+            *hint += 1;
+            return Some(*hint - 1);
+        }
+        let found = rows
+            .binary_search_by(|row| (row.listed.get(), self.name(row)).cmp(&(listed, name)))
+            .ok()?;
+        *hint = found + 1;
+        Some(found)
+    }
+}
+
+/// What is left to read of the tail.
+struct Text<'a>(&'a [u8]);
+
+impl Text<'_> {
+    fn number(&mut self) -> Option<u32> {
+        let (number, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_le_bytes(*number))
+    }
+
+    fn bytes(&mut self) -> Option<Vec<u8>> {
+        let len = self.number()? as usize;
+        let (bytes, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(bytes.to_vec())
+    }
+
+    fn many<T>(&mut self, one: fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        (0..self.number()?).map(|_| one(self)).collect()
+    }
+
+    fn xattr(&mut self) -> Option<Xattr> {
+        Some(Xattr {
+            name: self.bytes()?,
+            value: self.bytes()?,
+        })
+    }
+
+    fn set(&mut self) -> Option<Set> {
+        Some(Set {
+            xattrs: self.many(Self::xattr)?,
+            foreign: self.many(Self::bytes)?,
+        })
+    }
+
+    fn warning(&mut self) -> Option<ScanWarning> {
+        Some(ScanWarning::ForeignAttribute {
+            name: self.bytes()?,
+            path: PathBuf::from(std::ffi::OsString::from_vec(self.bytes()?)),
+            count: self.number()?.into(),
+        })
+    }
+}

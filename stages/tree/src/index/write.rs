@@ -1,0 +1,212 @@
+//! Writing an index, directory by directory, as the assembly of a scan goes through them.
+
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::format::{Head, Header, MAGIC, Place, Row, Seen, flag};
+use crate::model::DataRun;
+use crate::scan::{Scan, ScanWarning, Set};
+
+/// An index in the making.
+pub(crate) struct Encoder {
+    out: Vec<u8>,
+    places: Vec<Place>,
+    sets: Vec<Set>,
+    known: HashMap<Set, u32>,
+    /// Of the open directory.
+    head: Option<Head>,
+    rows: Vec<Row>,
+    text: Vec<u8>,
+}
+
+/// What is particular to a kind.
+pub(crate) enum Body<'a> {
+    /// The number of the directory: they are begun in the order of their numbers.
+    Directory(u32),
+    Symlink(&'a [u8]),
+    /// The hole map of a sparse file.
+    Sparse(&'a [DataRun]),
+    Other,
+}
+
+/// A whole index that was not written yet.
+pub(crate) struct Encoded {
+    pub(super) bytes: Vec<u8>,
+    /// Equal for indexes that say the same.
+    pub(super) whole: [u8; 32],
+}
+
+impl Encoder {
+    /// `room`: how many entries to expect.
+    pub(crate) fn new(room: usize) -> Self {
+        let mut out = Vec::with_capacity(size_of::<Header>() + room * (size_of::<Row>() + 24));
+        out.resize(size_of::<Header>(), 0);
+        let none = Set::default();
+        Encoder {
+            out,
+            places: Vec::new(),
+            sets: vec![none.clone()],
+            known: HashMap::from([(none, 0)]),
+            head: None,
+            rows: Vec::new(),
+            text: Vec::new(),
+        }
+    }
+
+    /// The number for a set of attributes.
+    pub(crate) fn set(&mut self, set: &Set) -> u32 {
+        if let Some(&number) = self.known.get(set) {
+            return number;
+        }
+        let number = self.sets.len() as u32;
+        self.sets.push(set.clone());
+        self.known.insert(set.clone(), number);
+        number
+    }
+
+    /// Opens the next directory; the one before is complete.
+    pub(crate) fn begin(&mut self, seen: Seen, xattrs: u32, settled: bool) {
+        self.end();
+        self.head = Some(Head {
+            seen,
+            xattrs: xattrs.into(),
+            rows: U32::ZERO,
+            flags: if settled { 0 } else { flag::UNSETTLED }.into(),
+        });
+    }
+
+    /// A name in the open directory.
+    pub(crate) fn row(
+        &mut self,
+        name: &[u8],
+        listed: u64,
+        seen: Seen,
+        xattrs: u32,
+        settled: bool,
+        body: &Body<'_>,
+    ) {
+        let mut row = Row {
+            seen,
+            listed: listed.into(),
+            name_at: (self.text.len() as u32).into(),
+            body_at: U32::ZERO,
+            body_len: U32::ZERO,
+            xattrs: xattrs.into(),
+            name_len: (name.len() as u16).into(),
+            flags: U16::ZERO,
+        };
+        self.text.extend_from_slice(name);
+        let body_at = self.text.len() as u32;
+        let mut flags = if settled { 0 } else { flag::UNSETTLED };
+        match *body {
+            Body::Directory(number) => {
+                flags |= flag::DIRECTORY;
+                row.body_at = number.into();
+            }
+            Body::Symlink(target) => {
+                self.text.extend_from_slice(target);
+            }
+            Body::Sparse(runs) => {
+                flags |= flag::SPARSE;
+                for run in runs {
+                    self.text.extend_from_slice(&run.start.to_le_bytes());
+                    self.text.extend_from_slice(&run.end.to_le_bytes());
+                }
+            }
+            Body::Other => {}
+        }
+        if !matches!(body, Body::Directory(_)) {
+            row.body_at = body_at.into();
+            row.body_len = (self.text.len() as u32 - body_at).into();
+        }
+        row.flags = flags.into();
+        self.rows.push(row);
+    }
+
+    fn end(&mut self) {
+        let Some(mut head) = self.head.take() else {
+            return;
+        };
+        let text = &self.text;
+        let name = |row: &Row| {
+            let at = row.name_at.get() as usize;
+            &text[at..at + usize::from(row.name_len.get())]
+        };
+        self.rows
+            .sort_unstable_by(|a, b| (a.listed.get(), name(a)).cmp(&(b.listed.get(), name(b))));
+        head.rows = (self.rows.len() as u32).into();
+        let at = self.out.len();
+        self.out.extend_from_slice(head.as_bytes());
+        self.out.extend_from_slice(self.rows.as_bytes());
+        self.out.extend_from_slice(&self.text);
+        self.places.push(Place {
+            at: (at as u64).into(),
+            len: ((self.out.len() - at) as u32).into(),
+            hash: *blake3::hash(&self.out[at..]).as_bytes(),
+        });
+        self.rows.clear();
+        self.text.clear();
+    }
+
+    /// The whole index of a scan. `None` where an index can't say all that the scan does.
+    pub(crate) fn finish(mut self, identity: &blake3::Hash, scan: &Scan) -> Option<Encoded> {
+        self.end();
+        let tail_at = self.out.len();
+        self.out.extend_from_slice(self.places.as_bytes());
+        let out = &mut self.out;
+        number(out, self.sets.len());
+        for set in &self.sets {
+            number(out, set.xattrs.len());
+            for xattr in &set.xattrs {
+                text(out, &xattr.name);
+                text(out, &xattr.value);
+            }
+            number(out, set.foreign.len());
+            for name in &set.foreign {
+                text(out, name);
+            }
+        }
+        // Others than these are about what is looked at in every scan.
+        let foreign = scan.warnings.iter().filter_map(|warning| match warning {
+            ScanWarning::ForeignAttribute { name, path, count } => Some((name, path, *count)),
+            _ => None,
+        });
+        number(out, foreign.clone().count());
+        for (name, path, count) in foreign {
+            text(out, name);
+            text(out, path.as_os_str().as_bytes());
+            number(out, usize::try_from(count).ok()?);
+        }
+        let mut header = Header::new_zeroed();
+        header.magic = MAGIC;
+        header.identity = *identity.as_bytes();
+        header.tree = *scan.tree.digest().as_bytes();
+        header.stamps = *scan.digest_of_stamps().as_bytes();
+        header.entries = scan.entries.into();
+        header.bytes = scan.bytes.into();
+        header.started = scan.started.secs.into();
+        header.started_nanos = scan.started.nanos.into();
+        header.dirs = u32::try_from(self.places.len()).ok()?.into();
+        header.tail_at = (tail_at as u64).into();
+        header.tail_len = ((self.out.len() - tail_at) as u64).into();
+        header.tail = *blake3::hash(&self.out[tail_at..]).as_bytes();
+        header.hash = header.own_hash();
+        self.out[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+        Some(Encoded {
+            bytes: self.out,
+            whole: header.tail,
+        })
+    }
+}
+
+fn number(out: &mut Vec<u8>, number: usize) {
+    out.extend_from_slice(&(number as u32).to_le_bytes());
+}
+
+fn text(out: &mut Vec<u8>, bytes: &[u8]) {
+    number(out, bytes.len());
+    out.extend_from_slice(bytes);
+}

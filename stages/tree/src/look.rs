@@ -1,0 +1,217 @@
+//! Looking at a source with an index: [`look`] gives what [`scan`](crate::scan()) gives, and costs a walk if nothing changed.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use fcpipe_spec::Content;
+
+use crate::index::{Encoder, Index, IndexDir};
+use crate::model::Timestamp;
+use crate::scan::{Found, Scan, ScanChange, ScanError, ScanOptions, ScanWarning, Trust};
+
+/// What a source is now: the digests of its [`Scan`] at once, and the Scan itself for whoever asks.
+#[derive(Debug)]
+pub struct Looked {
+    tree: blake3::Hash,
+    stamps: blake3::Hash,
+    entries: u64,
+    bytes: u64,
+    warnings: Vec<ScanWarning>,
+    changes: Option<Vec<ScanChange>>,
+    scan: OnceLock<Arc<Scan>>,
+    /// Where the Scan comes from if it was not made yet.
+    index: Option<Remembered>,
+    /// Writes the next index.
+    writing: Option<JoinHandle<()>>,
+}
+
+/// An index in which everything is as it was found, and what was asked.
+#[derive(Debug)]
+struct Remembered {
+    index: Index,
+    source: PathBuf,
+    content: Content,
+    cross_mounts: bool,
+    trust: Trust,
+    leave_out: Vec<PathBuf>,
+    started: Timestamp,
+}
+
+/// Looks at a source, and reads of it what is not as `indexes` remember it.
+///
+/// The result is that of [`scan`](crate::scan()), whatever the index says: what is in it is used only where statx says
+/// the same as when it was written, and its time is old enough to be trusted. A source that is a file has no index,
+/// nor has one with mounts in it that are not crossed.
+pub fn look(
+    source: &Path,
+    content: &Content,
+    options: &ScanOptions<'_>,
+    indexes: Option<&IndexDir>,
+) -> Result<Looked, ScanError> {
+    let identity = crate::index::identity(source, content, options);
+    let index = indexes.and_then(|dir| dir.read(&identity));
+    let old = index.as_ref().map(Index::whole);
+    let found = crate::scan::look(source, content, options, index, indexes.is_some())?;
+    match found {
+        Found::Same { index, started } => Ok(Looked {
+            tree: index.tree_digest(),
+            stamps: index.stamps_digest(),
+            entries: index.entries(),
+            bytes: index.bytes(),
+            warnings: index.warnings.clone(),
+            changes: Some(Vec::new()),
+            scan: OnceLock::new(),
+            index: Some(Remembered {
+                index,
+                source: source.to_path_buf(),
+                content: content.clone(),
+                cross_mounts: options.cross_mounts,
+                trust: options.trust,
+                leave_out: options.leave_out.to_vec(),
+                started,
+            }),
+            writing: None,
+        }),
+        Found::Scanned {
+            scan,
+            encoder,
+            changes,
+        } => {
+            let mut looked = Looked::from(scan);
+            looked.changes = changes;
+            if let (Some(dir), Some(encoder)) = (indexes, encoder) {
+                looked.write(dir.clone(), identity, encoder, old);
+            }
+            Ok(looked)
+        }
+    }
+}
+
+impl From<Scan> for Looked {
+    fn from(scan: Scan) -> Self {
+        Looked {
+            tree: scan.tree.digest(),
+            stamps: scan.digest_of_stamps(),
+            entries: scan.entries,
+            bytes: scan.bytes,
+            warnings: scan.warnings.clone(),
+            changes: None,
+            scan: OnceLock::from(Arc::new(scan)),
+            index: None,
+            writing: None,
+        }
+    }
+}
+
+impl Looked {
+    /// [`Tree::digest`](crate::Tree::digest).
+    pub fn tree_digest(&self) -> blake3::Hash {
+        self.tree
+    }
+
+    /// [`Scan::digest_of_stamps`].
+    pub fn digest_of_stamps(&self) -> blake3::Hash {
+        self.stamps
+    }
+
+    /// How many names there are, without the root's.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// The sum of all regular files' sizes, each hard-linked file once.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn warnings(&self) -> &[ScanWarning] {
+        &self.warnings
+    }
+
+    /// What is not as the index had it, sorted by path, the first of many; `None` without an index.
+    pub fn changes(&self) -> Option<&[ScanChange]> {
+        self.changes.as_deref()
+    }
+
+    /// The Scan. Where nothing had changed it is put together from the index now, without another look at the source.
+    pub fn scan(&self) -> Result<Arc<Scan>, ScanError> {
+        if let Some(scan) = self.scan.get() {
+            return Ok(Arc::clone(scan));
+        }
+        let made = match &self.index {
+            Some(remembered) => remembered.scan(self.tree, self.stamps)?,
+            // One of the two is always there.
+            None => return Err(ScanError::Cancelled),
+        };
+        Ok(Arc::clone(self.scan.get_or_init(|| Arc::new(made))))
+    }
+
+    /// Writes the index in the background: nobody waits for it but the end of the process.
+    fn write(
+        &mut self,
+        dir: IndexDir,
+        identity: blake3::Hash,
+        encoder: Encoder,
+        old: Option<[u8; 32]>,
+    ) {
+        let Some(scan) = self.scan.get().map(Arc::clone) else {
+            return;
+        };
+        let work = move || {
+            let Some(encoded) = encoder.finish(&identity, &scan) else {
+                return;
+            };
+            if old != Some(encoded.whole()) {
+                // An index that can't be written costs the next scan its time, and nothing else.
+                let _ = dir.write(&identity, &encoded);
+            }
+        };
+        let thread = std::thread::Builder::new().name("index".to_owned());
+        self.writing = thread.spawn(work).ok();
+    }
+
+    /// Waits until the index is written.
+    pub fn settle(&mut self) {
+        if let Some(writing) = self.writing.take() {
+            let _ = writing.join();
+        }
+    }
+}
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl Remembered {
+    fn scan(&self, tree: blake3::Hash, stamps: blake3::Hash) -> Result<Scan, ScanError> {
+        let options = ScanOptions {
+            cross_mounts: self.cross_mounts,
+            trust: self.trust,
+            leave_out: &self.leave_out,
+            ..ScanOptions::default()
+        };
+        let remembered = crate::scan::remembered(
+            &self.source,
+            &self.content,
+            &options,
+            &self.index,
+            self.started,
+        )?;
+        if let Some(scan) = remembered {
+            return Ok(scan);
+        }
+        // The index was damaged after it had been read once. What others were told of the source must
+        // still hold.
+        let scan = crate::scan::scan(&self.source, &self.content, &options)?;
+        if scan.tree.digest() == tree && scan.digest_of_stamps() == stamps {
+            Ok(scan)
+        } else {
+            Err(ScanError::Changed {
+                path: self.source.clone(),
+            })
+        }
+    }
+}

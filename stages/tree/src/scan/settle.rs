@@ -1,0 +1,107 @@
+//! When a change that is made later is sure to show in a file's times.
+//!
+//! The kernel stamps a change with a clock that goes on in steps (the tick of CLOCK_REALTIME_COARSE, 1 to
+//! 10 ms), and some file systems keep even less of it. Two changes within one step leave the same times,
+//! so what was read after the first may be outdated although the times are the same. As in git's index,
+//! a file whose time of change is that near to the look is not trusted: it is *unsettled*.
+//!
+//! The times that count are those of a statx made before anything else of the file is read. Since the
+//! wait for the next step is short, it is waited for, and looked at again. Only what is still unsettled
+//! then (a log that is written all the time, a file system that keeps whole seconds, a time in the
+//! future) stays so: it is read again by each scan, and its content counts as changed.
+
+use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::fs::Statx;
+use rustix::io::Errno;
+
+use crate::model::Timestamp;
+use crate::sys;
+
+/// The longest wait for one file.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How many waits there are in one scan.
+const WAITS: u32 = 20;
+
+/// Says what is settled in one scan.
+pub(super) struct Clock {
+    /// Before anything was looked at.
+    started: i128,
+    tick: i128,
+    waits: AtomicU32,
+}
+
+impl Clock {
+    pub(super) fn new(started: Timestamp) -> Self {
+        Clock {
+            started: nanos(started),
+            tick: i128::from(sys::tick()),
+            waits: AtomicU32::new(0),
+        }
+    }
+
+    /// Looks at a name, and says whether it is settled.
+    pub(super) fn stat(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(Statx, bool), Errno> {
+        let mut stat = sys::stat(dir, name)?;
+        let settled = self.settle(dir, name, &mut stat)?;
+        Ok((stat, settled))
+    }
+
+    /// Whether what was just looked at is settled. If it is not, but soon will be, it is looked at again
+    /// when it is.
+    pub(super) fn settle(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &mut Statx,
+    ) -> Result<bool, Errno> {
+        if self.settled_at(stat) <= self.started {
+            return Ok(true);
+        }
+        loop {
+            // Read before the look that counts.
+            let now = nanos(sys::now());
+            let missing = self.settled_at(stat) - now;
+            if missing > 0 {
+                let patient = missing <= PATIENCE.as_nanos() as i128
+                    && self.waits.fetch_add(1, Ordering::Relaxed) < WAITS;
+                if !patient {
+                    return Ok(false);
+                }
+                std::thread::sleep(Duration::from_nanos(missing as u64));
+                continue;
+            }
+            let before = sys::stamp_of(stat);
+            *stat = sys::stat(dir, name)?;
+            if sys::stamp_of(stat) == before {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// From when on a look is sure to tell later changes apart; nanoseconds since 1970.
+    fn settled_at(&self, stat: &Statx) -> i128 {
+        let ctime = sys::stamp_of(stat).ctime;
+        nanos(ctime) + grain(ctime.nanos) + 2 * self.tick
+    }
+}
+
+/// How much the file system may have left out of a time. Where it keeps everything, one of 10^7 files
+/// looks as if it did not, which does no harm.
+fn grain(nanos: u32) -> i128 {
+    const SECOND: i128 = 1_000_000_000;
+    match nanos {
+        // FAT keeps pairs of seconds.
+        0 => 2 * SECOND,
+        n if n.is_multiple_of(100_000_000) => SECOND / 10,
+        n if n.is_multiple_of(10_000_000) => SECOND / 100,
+        _ => 0,
+    }
+}
+
+fn nanos(time: Timestamp) -> i128 {
+    i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos)
+}
