@@ -12,5 +12,6 @@ mod build;
 mod cache;
 mod cleanup;
 mod process;
+mod report;
 mod spec;
 mod world;

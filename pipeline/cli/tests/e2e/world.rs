@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -148,6 +149,21 @@ impl World {
         command
     }
 
+    /// The command lines of the processes that have to do with this world.
+    fn processes(&self) -> Vec<String> {
+        let mark = self.dir.path().display().to_string();
+        let mut processes = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let arguments = String::from_utf8(arguments).unwrap_or_default();
+            if arguments.contains(&mark) || dir.starts_with(self.dir.path()) {
+                processes.push(arguments.replace('\0', " "));
+            }
+        }
+        processes
+    }
+
     /// Runs a shell script in a machine.
     pub(crate) fn run_script(&self, script: &str) -> Output {
         let bundle = self.bundle(&["sh", "-c", script], &[]);
@@ -193,14 +209,15 @@ pub(crate) struct Leftovers {
 impl Leftovers {
     pub(crate) fn of(world: &World) -> Leftovers {
         let mark = world.dir.path().display().to_string();
-        let mut processes = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            let arguments = String::from_utf8(arguments).unwrap_or_default();
-            if arguments.contains(&mark) || dir.starts_with(world.dir.path()) {
-                processes.push(arguments.replace('\0', " "));
-            }
+        let mut processes = world.processes();
+        // One that has let go of its memory, its arguments with it, is dead already, and soon gone.
+        let patience = Instant::now() + Duration::from_secs(5);
+        while !processes.is_empty()
+            && processes.iter().all(String::is_empty)
+            && Instant::now() < patience
+        {
+            std::thread::sleep(Duration::from_millis(10));
+            processes = world.processes();
         }
         let names = |dir: PathBuf| {
             let mut names: Vec<PathBuf> = fs::read_dir(dir)
