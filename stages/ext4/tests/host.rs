@@ -1,6 +1,6 @@
 //! The tools of the host, and loop mounts that go away by themselves.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// Whether a test that needs root can run; says why if not. With `CI=true` it must.
@@ -101,23 +101,20 @@ impl Mount {
         self.dir.path()
     }
 
-    /// The loop device that is mounted.
-    pub(crate) fn device(&self) -> PathBuf {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-        let line = mounts
-            .lines()
-            .find(|line| line.split(' ').nth(1) == self.path().to_str())
-            .expect("mounted");
-        PathBuf::from(line.split(' ').next().expect("a device"))
-    }
-
-    /// Unmounts, and makes sure that it worked.
+    /// Unmounts, and makes sure that it worked. A program that another test is just starting has every
+    /// descriptor of this one for a moment, so the first attempt may find the mount busy.
     pub(crate) fn unmount(self) {
-        let status = Command::new("umount")
-            .arg(self.path())
-            .status()
-            .expect("umount");
-        assert!(status.success());
+        for _ in 0..100 {
+            let output = Command::new("umount")
+                .arg(self.path())
+                .output()
+                .expect("umount");
+            if output.status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("{:?} can't be unmounted", self.path());
     }
 }
 

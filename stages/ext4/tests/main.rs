@@ -16,4 +16,5 @@ mod large;
 mod limits;
 mod random;
 mod rows;
+mod same;
 mod view;

@@ -69,6 +69,8 @@ fn compare_inode(fs: &Ext4, model: &Model, number: usize, path: &[u8]) {
     assert_eq!(found.file_type(), kind, "{shown:?}");
     match &inode.kind {
         Kind::Directory(_) => compare(fs, model, number, path),
+        // ext4-view wants targets that are paths; ext4 does not.
+        Kind::Symlink(target) if target.split(|&b| b == b'/').any(|part| part.len() > 255) => {}
         Kind::Symlink(target) => {
             let found = fs.read_link(Path::new(path)).expect("a link");
             assert_eq!(found.as_ref().as_bstr(), target.as_bstr());
