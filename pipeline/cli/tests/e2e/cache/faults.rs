@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -251,9 +251,7 @@ fn row_36_a_flipped_bit_in_each_kind_of_store_file() {
     let mut seen = Vec::new();
     for part in ["records", "notes", "objects"] {
         for _ in 0..count("FCPIPE_SOAK_FLIPS", 4) {
-            let mut files = Vec::new();
-            below(&world.path("cache/v1").join(part), &mut files);
-            files.sort();
+            let files = files_below(&world.path("cache/v1").join(part));
             let file = &files[random.below(files.len() as u64) as usize];
             flip(file, &mut random);
             let listed = lines(&cache(&world, &["ls"]));
@@ -289,13 +287,17 @@ fn row_36_a_flipped_bit_in_each_kind_of_store_file() {
     assert!(seen.contains(&"objects"));
 }
 
-fn below(dir: &Path, files: &mut Vec<PathBuf>) {
+/// The files below a directory, in order.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
         match entry.file_type().unwrap().is_dir() {
-            true => below(&entry.path(), files),
+            true => files.extend(files_below(&entry.path())),
             false => files.push(entry.path()),
         }
     }
+    files.sort();
+    files
 }
 
 fn flip(file: &Path, random: &mut Random) {
@@ -367,17 +369,24 @@ fn root_row_31_wherever_the_disk_becomes_full_it_is_said_and_nothing_is_left() {
     let free = disk.free();
     assert_code(&run(), 0);
     let needed = free - disk.free();
+    let image = files_below(&cache_dir.join("v1/objects"));
+    let image: u64 = image
+        .iter()
+        .map(|file| fs::metadata(file).unwrap().blocks() * 512)
+        .sum();
     let rounds = u64::from(count("FCPIPE_SOAK_FULL", 40));
     let (mut failed, mut fine) = (0, 0);
     for round in 0..=rounds {
         let _ = fs::remove_dir_all(&cache_dir);
         let _ = fs::remove_dir_all(&state);
         fs::write(&output, "the old one").unwrap();
-        // Page by page at the small end, where directories and records are written; then ever further.
-        let pages = if round < rounds / 2 {
-            round
-        } else {
-            (needed / 4096 + 8) * round / rounds
+        // Page by page where directories and the first records are written, then where the image has just been
+        // written and its record has not; then ever further.
+        let pages = match round % 3 {
+            _ if round == rounds => needed / 4096 + 8,
+            0 => round / 3,
+            1 => image / 4096 + round / 3,
+            _ => (needed / 4096 + 8) * round / rounds,
         };
         disk.leave(pages * 4096);
         let ended = run();
