@@ -211,7 +211,7 @@ fn usage(survey: &Survey, format: Format) -> String {
     parts.extend([
         ("orphans", orphans),
         ("notes", survey.notes),
-        ("index", survey.index),
+        ("scans", survey.scans),
         ("temporary", survey.temporary),
         ("total", survey.total()),
     ]);
@@ -253,7 +253,7 @@ fn collected(gone: &Collected, format: Format) -> String {
                 "unusable": gone.unusable,
                 "orphans": gone.orphans,
                 "notes": gone.notes,
-                "indexes": gone.indexes,
+                "scans": gone.scans,
                 "leftovers": gone.leftovers,
                 "freed": gone.freed,
                 "left": gone.left,
@@ -263,13 +263,13 @@ fn collected(gone: &Collected, format: Format) -> String {
         Format::Human => {
             let mut text = format!(
                 "freed {}: {} outputs by age or size, {} of no more use, {} objects without a record, \
-                 {} notes, {} indexes, {} leftovers\n{} left\n",
+                 {} notes, {} scans, {} leftovers\n{} left\n",
                 BinaryBytes(gone.freed),
                 gone.records,
                 gone.unusable,
                 gone.orphans,
                 gone.notes,
-                gone.indexes,
+                gone.scans,
                 gone.leftovers,
                 BinaryBytes(gone.left),
             );

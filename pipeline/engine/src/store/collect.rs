@@ -39,7 +39,7 @@ pub struct Collected {
     /// Notes.
     pub notes: u64,
     /// What scans remembered of a source.
-    pub indexes: u64,
+    pub scans: u64,
     /// Locks and unfinished files of the dead.
     pub leftovers: u64,
     /// Bytes of the disk that were freed.
@@ -119,7 +119,7 @@ struct Collector<'a> {
 enum Item {
     Entry(Box<Entry>),
     Note(OsString, Usage),
-    Index(OsString, Usage),
+    Scan(OsString, Usage),
 }
 
 impl Collector<'_> {
@@ -174,8 +174,8 @@ impl Collector<'_> {
         for (name, stat) in self.store.files(&self.store.notes, "notes")? {
             items.push((time(&stat), Item::Note(name, Usage::of(&stat))));
         }
-        for (name, stat) in self.store.files(&self.store.index, "index")? {
-            items.push((time(&stat), Item::Index(name, Usage::of(&stat))));
+        for (name, stat) in self.store.files(&self.store.scans, "scans")? {
+            items.push((time(&stat), Item::Scan(name, Usage::of(&stat))));
         }
         items.sort_by_key(|(used, _)| *used);
         for (used, item) in items {
@@ -194,9 +194,9 @@ impl Collector<'_> {
                     self.unlink(&self.store.notes, "notes", &name, usage)?;
                     self.gone.notes += 1;
                 }
-                Item::Index(name, usage) => {
-                    self.unlink(&self.store.index, "index", &name, usage)?;
-                    self.gone.indexes += 1;
+                Item::Scan(name, usage) => {
+                    self.unlink(&self.store.scans, "scans", &name, usage)?;
+                    self.gone.scans += 1;
                 }
             }
             left -= (self.gone.freed - before).min(left);

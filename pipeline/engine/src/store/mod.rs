@@ -6,7 +6,7 @@
 //!   objects/KEY/NAME.NONCE    immutable outputs, 0444
 //!   records/KEY        what a stage made, self-checked
 //!   notes/KEY          what was seen last time, for telling people; never needed to be right
-//!   index/             what scans remember; each file proves itself, and its writers bound how many there are
+//!   scans/             what scans remember; each file proves itself, and its writers bound how many there are
 //!   locks/KEY          flock of whoever is making KEY now
 //!   tmp/               files being written, where the file system has no O_TMPFILE
 //! ```
@@ -115,7 +115,7 @@ pub struct Store {
     objects: OwnedFd,
     records: OwnedFd,
     notes: OwnedFd,
-    index: OwnedFd,
+    scans: OwnedFd,
     locks: OwnedFd,
     tmp: OwnedFd,
     tmpfile: bool,
@@ -154,7 +154,7 @@ impl Store {
             objects: part("objects")?,
             records: part("records")?,
             notes: part("notes")?,
-            index: part("index")?,
+            scans: part("scans")?,
             locks: part("locks")?,
             tmp: part("tmp")?,
             // Without /proc there is no way to give such a file its name.
@@ -178,8 +178,8 @@ impl Store {
 
     /// A directory for files that save looking at sources again. Whoever writes there makes each file prove itself, replaces
     /// it by renaming, and sets its time of modification when it is used; the collector may remove any at any time.
-    pub fn index_dir(&self) -> PathBuf {
-        self.root.join("index")
+    pub fn scans_dir(&self) -> PathBuf {
+        self.root.join("scans")
     }
 
     /// Takes the shared lock that keeps a collector out, if it is not held yet. Waits while one is at work.

@@ -100,7 +100,7 @@ pub struct Survey {
     /// Notes of what was seen last.
     pub notes: Usage,
     /// What scans remember.
-    pub index: Usage,
+    pub scans: Usage,
     /// Files being written, and what is left of dead writers.
     pub temporary: Usage,
     /// Directories of other versions beside this one.
@@ -111,7 +111,7 @@ impl Survey {
     /// All that there is in this version's directory.
     pub fn total(&self) -> Usage {
         let mut all = self.notes;
-        all += self.index;
+        all += self.scans;
         all += self.temporary;
         for entry in &self.entries {
             all += entry.whole();
@@ -150,8 +150,8 @@ impl Store {
         for (_, stat) in self.files(&self.notes, "notes")? {
             survey.notes += Usage::of(&stat);
         }
-        for (_, stat) in self.files(&self.index, "index")? {
-            survey.index += Usage::of(&stat);
+        for (_, stat) in self.files(&self.scans, "scans")? {
+            survey.scans += Usage::of(&stat);
         }
         for (_, stat) in self.files(&self.tmp, "tmp")? {
             survey.temporary += Usage::of(&stat);

@@ -197,25 +197,25 @@ fn a_time_in_the_future_is_no_age() {
 fn what_scans_remember_goes_by_age_and_size_too() {
     let place = Place::new();
     let store = open(&place);
-    let [old, young] = ["old", "young"].map(|name| store.index_dir().join(name));
+    let [old, young] = ["old", "young"].map(|name| store.scans_dir().join(name));
     for path in [&old, &young] {
         fs::write(path, [1; 9000]).unwrap();
     }
     let file = fs::File::open(&old).unwrap();
     file.set_modified(SystemTime::now() - HOUR * 2).unwrap();
-    assert_eq!(store.survey().unwrap().index.files, 2);
+    assert_eq!(store.survey().unwrap().scans.files, 2);
     let age = Collect {
         max_age: Some(HOUR),
         ..Collect::default()
     };
-    assert_eq!(collect(&store, age).indexes, 1);
+    assert_eq!(collect(&store, age).scans, 1);
     assert!(!old.exists() && young.exists());
     let size = Collect {
         max_size: Some(0),
         ..Collect::default()
     };
     let gone = collect(&store, size);
-    assert_eq!((gone.indexes, gone.left), (1, 0));
+    assert_eq!((gone.scans, gone.left), (1, 0));
 }
 
 #[test]
