@@ -13,7 +13,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::graph::{Node, NodeId};
 use crate::key::Change;
 use crate::rows::Rows;
-use crate::run::Shared;
+use crate::run::{CacheMode, Shared};
 use crate::store::{Keep, Lease, Object, ObjectWriter, Store, StoreError};
 
 /// The context of one step. Shared freely between the threads that the step starts.
@@ -83,6 +83,16 @@ impl Cx {
 
     pub(crate) fn store_failure(&self, subject: impl fmt::Display, error: StoreError) -> Failure {
         self.fail(FailureKind::Store, subject, error)
+    }
+
+    /// What to do with what earlier runs have kept, and with what later ones could use.
+    pub fn cache(&self) -> CacheMode {
+        self.shared.cache
+    }
+
+    /// Whether this is a plan: it finds out what would happen, and leaves nothing behind.
+    pub fn is_plan(&self) -> bool {
+        self.shared.plan
     }
 
     /// The launch's directory in the state directory, for sockets and the like. It goes when the launch does.

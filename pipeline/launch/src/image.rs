@@ -101,7 +101,7 @@ impl Stage for PlanImage {
             layers.push(Layer {
                 destination: part.destination.clone(),
                 source: part.source.clone(),
-                scan: cx.get(&part.scan)?.0.clone(),
+                scan: cx.get(&part.scan)?.scan(cx)?,
             });
         }
         let composed = fcpipe_tree::compose(layers)

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fcpipe_engine::{Amount, Cx, Failure, FailureKind, Identity, KeyWriter, Output, Probe};
+use fcpipe_engine::{
+    Amount, CacheMode, Cx, Failure, FailureKind, Identity, KeyWriter, Output, Probe,
+};
 use fcpipe_spec::{Bind, Content, LaunchSpec, MountKind};
-use fcpipe_tree::{Scan, ScanError, ScanOptions};
+use fcpipe_tree::{IndexDir, Looked, Scan, ScanError, ScanOptions, Trust};
 
 use crate::keys::ContentValue;
+use crate::words;
 
 /// The facet that says which names and metadata a source has.
 pub(crate) const TREE: &str = "tree";
@@ -15,12 +18,28 @@ pub(crate) const TREE: &str = "tree";
 pub(crate) const STAMPS: &str = "stamps";
 
 /// What a scan saw; nothing where the source does not exist.
-pub(crate) struct Scanned(pub(crate) Option<Arc<Scan>>);
+pub(crate) struct Scanned {
+    source: PathBuf,
+    looked: Option<Looked>,
+}
+
+impl Scanned {
+    /// Names and metadata, for a step that has to run. Where nothing had changed they are put together now.
+    pub(crate) fn scan(&self, cx: &Cx) -> Result<Option<Arc<Scan>>, Failure> {
+        let Some(looked) = &self.looked else {
+            return Ok(None);
+        };
+        let scan = looked
+            .scan()
+            .map_err(|error| cx.fail(FailureKind::Source, self.source.display(), error))?;
+        Ok(Some(scan))
+    }
+}
 
 impl Output for Scanned {
     fn identity(&self) -> Identity {
-        let (tree, stamps) = match &self.0 {
-            Some(scan) => (scan.tree.digest(), scan.digest_of_stamps()),
+        let (tree, stamps) = match &self.looked {
+            Some(looked) => (looked.tree_digest(), looked.digest_of_stamps()),
             None => (blake3::hash(b"missing"), blake3::hash(b"missing")),
         };
         let whole = fcpipe_engine::Digest::of(
@@ -35,6 +54,8 @@ impl Output for Scanned {
 
 /// Looks at one source.
 pub(crate) struct ScanSource {
+    /// Where it goes in the image, for telling people.
+    pub(crate) destination: PathBuf,
     pub(crate) source: PathBuf,
     pub(crate) content: Content,
     /// `rbind`.
@@ -67,27 +88,37 @@ impl Probe for ScanSource {
     fn run(&self, cx: &Cx) -> Result<Scanned, Failure> {
         let options = ScanOptions {
             cross_mounts: self.cross_mounts,
+            trust: Trust::Full,
             threads: std::num::NonZeroUsize::new(cx.threads()),
             leave_out: &self.leave_out,
             cancel: Some(&|| cx.cancelled()),
             progress: None,
         };
-        match fcpipe_tree::scan(&self.source, &self.content, &options) {
-            Ok(scan) => {
+        let mut indexes = IndexDir::new(cx.store().root().join("scans"));
+        if cx.is_plan() {
+            // So that the launch that follows still knows what has changed.
+            indexes = indexes.read_only();
+        }
+        let indexes = (cx.cache() != CacheMode::Off).then_some(&indexes);
+        match fcpipe_tree::look(&self.source, &self.content, &options, indexes) {
+            Ok(looked) => {
                 cx.progress(Amount {
-                    files: scan.entries,
+                    files: looked.entries(),
                     ..Amount::default()
                 });
-                for warning in &scan.warnings {
+                for warning in looked.warnings() {
                     cx.warn(warning);
                 }
-                Ok(Scanned(Some(Arc::new(scan))))
+                for change in looked.changes().unwrap_or_default().iter().take(NOTICES) {
+                    cx.notice(words::notice(&self.destination, change));
+                }
+                Ok(self.scanned(Some(looked)))
             }
             Err(ScanError::Missing { path }) if self.missing == Missing::Empty => {
                 cx.warn(format_args!(
                     "{path:?} does not exist: the guest gets an empty directory"
                 ));
-                Ok(Scanned(None))
+                Ok(self.scanned(None))
             }
             Err(ScanError::Cancelled) => Err(cx.check().err().unwrap_or_else(|| {
                 cx.fail(
@@ -100,6 +131,18 @@ impl Probe for ScanSource {
         }
     }
 }
+
+impl ScanSource {
+    fn scanned(&self, looked: Option<Looked>) -> Scanned {
+        Scanned {
+            source: self.source.clone(),
+            looked,
+        }
+    }
+}
+
+/// How many changes are told of each source.
+const NOTICES: usize = 20;
 
 fn failure(cx: &Cx, scan: &ScanSource, error: ScanError) -> Failure {
     let hint = match &error {
@@ -131,6 +174,7 @@ pub(crate) fn sources(spec: &LaunchSpec, strict: bool, leave_out: &Arc<[PathBuf]
     let root = Source {
         destination: PathBuf::from("/"),
         probe: ScanSource {
+            destination: PathBuf::from("/"),
             source: spec.root.path.clone(),
             content: spec.root.content.clone(),
             // Mounted file systems below a root are part of what the platform has prepared.
@@ -154,6 +198,7 @@ pub(crate) fn sources(spec: &LaunchSpec, strict: bool, leave_out: &Arc<[PathBuf]
         }) => Some(Source {
             destination: mount.destination.clone(),
             probe: ScanSource {
+                destination: mount.destination.clone(),
                 source: source.clone(),
                 content: content.clone(),
                 cross_mounts: *recursive,

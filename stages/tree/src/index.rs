@@ -22,6 +22,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use crate::scan::ScanOptions;
 
+pub use format::{FieldChange, FieldValue};
 pub(crate) use format::{Row, Seen, flag};
 pub(crate) use read::{Block, Index};
 pub(crate) use write::{Body, Encoded, Encoder};
@@ -41,16 +42,33 @@ const USED: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone)]
 pub struct IndexDir {
     path: PathBuf,
+    read_only: bool,
 }
 
 impl IndexDir {
     /// The directory is made when the first index is written. The one it is in has to be the user's own.
     pub fn new(path: PathBuf) -> Self {
-        IndexDir { path }
+        IndexDir {
+            path,
+            read_only: false,
+        }
+    }
+
+    /// The same, but nothing is written: for a look that is to leave no trace.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        IndexDir {
+            read_only: true,
+            ..self
+        }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// The index of what `identity` stands for.
@@ -65,7 +83,9 @@ impl IndexDir {
             return None;
         }
         let file = File::from(file);
-        touch(&file);
+        if !self.read_only {
+            touch(&file);
+        }
         Index::read(file, identity)
     }
 

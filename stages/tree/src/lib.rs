@@ -27,10 +27,11 @@ mod scan;
 mod sys;
 
 pub use compose::{ComposeError, ComposeWarning, Composed, Layer, Origin, compose};
-pub use index::IndexDir;
+pub use index::{FieldChange, FieldValue, IndexDir};
 pub use look::{Looked, look};
 pub use model::*;
 pub use opener::{OpenError, Opener, SourceFile};
 pub use scan::{
-    FILE_NAME, Scan, ScanChange, ScanError, ScanOptions, ScanRoot, ScanWarning, Stamp, Trust, scan,
+    Difference, FILE_NAME, Scan, ScanChange, ScanError, ScanOptions, ScanRoot, ScanWarning, Stamp,
+    Trust, scan,
 };

@@ -52,6 +52,7 @@ pub fn look(
     let identity = crate::index::identity(source, content, options);
     let index = indexes.and_then(|dir| dir.read(&identity));
     let old = index.as_ref().map(Index::whole);
+    let indexes = indexes.filter(|dir| !dir.is_read_only());
     let found = crate::scan::look(source, content, options, index, indexes.is_some())?;
     match found {
         Found::Same { index, started } => Ok(Looked {

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use crate::model::{Kind, NodeId, Timestamp, Tree};
 use crate::sys::{self, Entrance};
 
-use crate::index::{Encoder, Index};
+use crate::index::{Encoder, FieldChange, Index};
 
 pub(crate) use assemble::made_directory;
 pub(crate) use xattrs::Set;
@@ -312,14 +312,17 @@ pub fn scan(
 /// Something that is not as it was at the last scan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ScanChange {
-    /// On the host.
+    /// Relative to the source; empty for the source itself.
     pub path: PathBuf,
-    /// What of it, in a word: `size`, `mtime`; `None` where it is new or gone.
-    pub field: Option<&'static str>,
-    /// `None` where it is new.
-    pub was: Option<String>,
-    /// `None` where it is gone.
-    pub is: Option<String>,
+    pub what: Difference,
+}
+
+/// How something differs from the last scan.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Difference {
+    New,
+    Gone,
+    Changed(Vec<FieldChange>),
 }
 
 /// What came of a look.
@@ -446,7 +449,11 @@ fn look_directory(
             started: request.started,
         });
     }
-    let changes = index.as_ref().map(|_| changes(request, &mut walked));
+    let changes = index.as_ref().map(|_| {
+        let mut changes = std::mem::take(&mut walked.changes);
+        changes.sort();
+        changes
+    });
     let mut assembled = assemble::directory(request, walked, index.as_ref(), entrance, encode)?;
     if assembled.is_none() {
         // The index was damaged between two looks at it.
@@ -463,28 +470,6 @@ fn look_directory(
         encoder: assembled.encoder,
         changes,
     })
-}
-
-fn changes(request: &Request<'_>, walked: &mut walk::Walked) -> Vec<ScanChange> {
-    let mut changes: Vec<ScanChange> = std::mem::take(&mut walked.differences)
-        .into_iter()
-        .map(|difference| {
-            let path = join(request.source, &difference.path);
-            let (field, was, is) = match difference.what {
-                walk::How::New => (None, None, Some("new".to_owned())),
-                walk::How::Gone => (None, Some("there".to_owned()), None),
-                walk::How::Field(field, was, is) => (Some(field), Some(was), Some(is)),
-            };
-            ScanChange {
-                path,
-                field,
-                was,
-                is,
-            }
-        })
-        .collect();
-    changes.sort();
-    changes
 }
 
 fn own(paths: &[PathBuf]) -> Vec<(u64, u64)> {

@@ -123,35 +123,58 @@ impl Seen {
         (self.rdev_major.get(), self.rdev_minor.get())
     }
 
-    /// The first thing in which two differ that a user knows, as it was and as it is.
-    pub(crate) fn difference(&self, now: &Seen) -> (&'static str, String, String) {
-        let (a, b) = (self, now);
-        let kind = |seen: &Seen| sys::kind_in_words(seen.mode()).to_owned();
-        let time = |t: Timestamp| format!("{}.{:09}", t.secs, t.nanos);
-        let pairs: [(&'static str, String, String); 9] = [
-            ("kind", kind(a), kind(b)),
-            ("size", a.size.to_string(), b.size.to_string()),
-            ("mtime", time(a.mtime()), time(b.mtime())),
-            ("mode", octal(a), octal(b)),
-            ("uid", a.uid.to_string(), b.uid.to_string()),
-            ("gid", a.gid.to_string(), b.gid.to_string()),
-            ("inode", inode(a), inode(b)),
-            ("links", a.links.to_string(), b.links.to_string()),
-            ("ctime", time(a.ctime()), time(b.ctime())),
-        ];
-        pairs
-            .into_iter()
-            .find(|(_, was, is)| was != is)
-            .unwrap_or_else(|| ("blocks", a.blocks.to_string(), b.blocks.to_string()))
+    /// What differs, as it was and as it is: first of all what a user sees of a file, and the rest where that is
+    /// the same.
+    pub(crate) fn differences(&self, now: &Seen) -> Vec<FieldChange> {
+        use FieldValue::{Kind, Mode, Number, Time};
+        let fields = |seen: &Seen| {
+            let mode = seen.mode.get();
+            [
+                ("kind", Kind(sys::kind_in_words(mode.into()))),
+                ("size", Number(seen.size.get())),
+                ("mtime", Time(seen.mtime())),
+                ("mode", Mode(mode & 0o7777)),
+                ("uid", Number(seen.uid.get().into())),
+                ("gid", Number(seen.gid.get().into())),
+                ("inode", Number(seen.ino.get())),
+                ("device", Number(seen.dev.get())),
+                ("links", Number(seen.links.get().into())),
+                ("ctime", Time(seen.ctime())),
+                ("blocks", Number(seen.blocks.get())),
+            ]
+        };
+        /// How many of them are what a user sees.
+        const SEEN: usize = 6;
+        let pairs = fields(self).into_iter().zip(fields(now));
+        let all = pairs.map(|((name, was), (_, is))| FieldChange { name, was, is });
+        let differs = |change: &FieldChange| change.was != change.is;
+        let seen: Vec<FieldChange> = all.clone().take(SEEN).filter(differs).collect();
+        if seen.is_empty() {
+            all.skip(SEEN).filter(differs).collect()
+        } else {
+            seen
+        }
     }
 }
 
-fn octal(seen: &Seen) -> String {
-    format!("{:04o}", seen.mode.get() & 0o7777)
+/// One thing about a file that is not as it was.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FieldChange {
+    /// In a word: `size`, `mtime`.
+    pub name: &'static str,
+    pub was: FieldValue,
+    pub is: FieldValue,
 }
 
-fn inode(seen: &Seen) -> String {
-    format!("{}:{}", seen.dev, seen.ino)
+/// What [`FieldChange`] compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FieldValue {
+    Number(u64),
+    /// Permission bits.
+    Mode(u16),
+    Time(Timestamp),
+    /// `file`, `symlink`.
+    Kind(&'static str),
 }
 
 /// The begin of a directory's block: the directory itself.

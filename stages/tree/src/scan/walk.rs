@@ -8,6 +8,7 @@ mod worker;
 
 use std::num::NonZeroUsize;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +16,7 @@ use super::exclude::Exclude;
 use super::route::Route;
 use super::settle::Clock;
 use super::xattrs::Set;
-use super::{Request, ScanError};
+use super::{Difference, Request, ScanChange, ScanError};
 use crate::index::{Block, Index, Row, Seen, flag};
 use crate::model::DataRun;
 use crate::sys;
@@ -31,7 +32,7 @@ pub(super) struct Walked {
     /// Something was met that another mount covers, and `rbind` was not asked for.
     pub(super) covered: bool,
     /// What is not as the index has it, in no order; not more than some.
-    pub(super) differences: Vec<Difference>,
+    pub(super) changes: Vec<ScanChange>,
 }
 
 /// What one worker has read beside names: items refer to it by numbers.
@@ -40,21 +41,7 @@ pub(super) struct Finds {
     pub(super) holes: Vec<Vec<DataRun>>,
 }
 
-/// Something that is not as the index has it.
-pub(super) struct Difference {
-    /// Relative to the source.
-    pub(super) path: Vec<u8>,
-    pub(super) what: How,
-}
-
-pub(super) enum How {
-    New,
-    Gone,
-    /// A field, as it was and as it is.
-    Field(&'static str, String, String),
-}
-
-/// How many differences one worker tells of.
+/// How many changes one worker tells of.
 const TELL: usize = 64;
 
 /// What became of a directory that was listed in its parent.
@@ -390,7 +377,7 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
         dirs: Vec::with_capacity(dirs),
         finds: Vec::with_capacity(done.len()),
         covered,
-        differences: Vec::new(),
+        changes: Vec::new(),
     };
     walked.dirs.resize_with(dirs, || None);
     let mut batches = Vec::new();
@@ -400,7 +387,7 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
         }
         batches.extend(worked.batches);
         walked.finds.push(worked.finds);
-        walked.differences.extend(worked.differences);
+        walked.changes.extend(worked.changes);
     }
     for (number, part) in batches {
         if let Some(Outcome::Listed(listing)) = &mut walked.dirs[number as usize] {
@@ -411,7 +398,7 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
         if let Outcome::Listed(listing) = outcome {
             match listing.same() {
                 Some(same) => *outcome = same,
-                None => listing.gone(&mut walked.differences),
+                None => listing.gone(&mut walked.changes),
             }
         }
     }
@@ -430,7 +417,7 @@ pub(super) fn remembered(index: &Index) -> Walked {
         dirs: (0..index.dirs() as u32).map(same).collect(),
         finds: Vec::new(),
         covered: false,
-        differences: Vec::new(),
+        changes: Vec::new(),
     }
 }
 
@@ -466,7 +453,7 @@ impl Listing {
     }
 
     /// Tells of names that the index has and the directory has not.
-    fn gone(&self, differences: &mut Vec<Difference>) {
+    fn gone(&self, changes: &mut Vec<ScanChange>) {
         let Some((_, open)) = &self.known else { return };
         let Some(block) = &open.block else { return };
         let mut there = vec![false; block.rows().len()];
@@ -490,10 +477,10 @@ impl Listing {
         };
         for (row, _) in block.rows().iter().zip(there).filter(|(_, there)| !there) {
             let name = block.name(row);
-            if differences.len() < TELL && !names(name) {
-                differences.push(Difference {
-                    path: open.route.relative(name),
-                    what: How::Gone,
+            if changes.len() < TELL && !names(name) {
+                changes.push(ScanChange {
+                    path: open.route.path(Path::new(""), name),
+                    what: Difference::Gone,
                 });
             }
         }

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,14 +11,14 @@ use rustix::fs::{FileType, RawDir, Statx};
 use rustix::io::Errno;
 
 use super::{
-    Difference, Facts, Finds, How, Item, Job, Kept, Leaf, Listed, Listing, Names, Open, Outcome,
-    Part, Shared, TELL, What,
+    Facts, Finds, Item, Job, Kept, Leaf, Listed, Listing, Names, Open, Outcome, Part, Shared, TELL,
+    What,
 };
 use crate::index::{Seen, flag};
 use crate::model::DataRun;
 use crate::scan::route::Route;
 use crate::scan::xattrs::{Sets, Unreadable};
-use crate::scan::{ScanError, holes};
+use crate::scan::{Difference, ScanChange, ScanError, holes};
 use crate::sys;
 
 /// How many names of one directory are looked at in one go.
@@ -39,7 +39,7 @@ pub(super) struct Worker<'a> {
     holes: Vec<Vec<DataRun>>,
     outcomes: Vec<(u32, Outcome)>,
     batches: Vec<(u32, Part)>,
-    differences: Vec<Difference>,
+    changes: Vec<ScanChange>,
     dents: Vec<MaybeUninit<u8>>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Worked {
     pub(super) outcomes: Vec<(u32, Outcome)>,
     pub(super) batches: Vec<(u32, Part)>,
     pub(super) finds: Finds,
-    pub(super) differences: Vec<Difference>,
+    pub(super) changes: Vec<ScanChange>,
 }
 
 /// What became of a name.
@@ -99,7 +99,7 @@ impl<'a> Worker<'a> {
             holes: Vec::new(),
             outcomes: Vec::new(),
             batches: Vec::new(),
-            differences: Vec::new(),
+            changes: Vec::new(),
             dents: vec![MaybeUninit::uninit(); DENTS],
         }
     }
@@ -131,7 +131,7 @@ impl<'a> Worker<'a> {
                 sets: self.sets.sets,
                 holes: self.holes,
             },
-            differences: self.differences,
+            changes: self.changes,
         }
     }
 
@@ -214,6 +214,18 @@ impl<'a> Worker<'a> {
                 settled: true,
             },
             None => {
+                if let Some(head) = head {
+                    let mut told = head.seen.differences(&seen);
+                    // These change wherever names come and go, which is told of the names.
+                    let implied = ["size", "mtime", "links", "blocks"];
+                    told.retain(|field| !implied.contains(&field.name));
+                    if !told.is_empty() && self.changes.len() < TELL {
+                        self.changes.push(ScanChange {
+                            path: route.path(Path::new(""), b""),
+                            what: Difference::Changed(told),
+                        });
+                    }
+                }
                 let xattrs = self.sets.read(fd.as_fd(), c"", mount);
                 Facts {
                     seen,
@@ -408,7 +420,7 @@ impl<'a> Worker<'a> {
             if excludes(true) {
                 return Ok(Found::Nothing);
             }
-            self.differs(dir, name, || How::New);
+            self.differs(dir, name, || Difference::New);
             let number = self.found_directory(dir, name, None);
             return Ok(Found::Read(What::Directory(number)));
         }
@@ -470,10 +482,9 @@ impl<'a> Worker<'a> {
         match known {
             Some(known) if known.seen == seen => {}
             Some(known) => self.differs(dir, name, || {
-                let (field, was, is) = known.seen.difference(&seen);
-                How::Field(field, was, is)
+                Difference::Changed(known.seen.differences(&seen))
             }),
-            None => self.differs(dir, name, || How::New),
+            None => self.differs(dir, name, || Difference::New),
         }
         let facts = Facts {
             seen,
@@ -485,10 +496,10 @@ impl<'a> Worker<'a> {
     }
 
     /// Notes that something is not as the index has it, if there is one.
-    fn differs(&mut self, dir: &Open, name: &CStr, what: impl FnOnce() -> How) {
-        if dir.block.is_some() && self.differences.len() < TELL {
-            self.differences.push(Difference {
-                path: dir.route.relative(name.to_bytes()),
+    fn differs(&mut self, dir: &Open, name: &CStr, what: impl FnOnce() -> Difference) {
+        if dir.block.is_some() && self.changes.len() < TELL {
+            self.changes.push(ScanChange {
+                path: dir.route.path(Path::new(""), name.to_bytes()),
                 what: what(),
             });
         }
