@@ -285,6 +285,16 @@ fn row_36_a_flipped_bit_in_each_kind_of_store_file() {
         }
     }
     assert!(seen.contains(&"objects"));
+    // What scans remember proves itself to the next scan, whatever has become of it.
+    for _ in 0..count("FCPIPE_SOAK_FLIPS", 4) {
+        for file in files_below(&world.path("cache/v1/scans")) {
+            flip(&file, &mut random);
+        }
+        let changed = bundle.join("rootfs/changed");
+        fs::write(&changed, random.below(1 << 30).to_string()).unwrap();
+        assert_code(&export(&world, &bundle), 0);
+        assert_eq!(content(&world), reference(&world, &bundle));
+    }
 }
 
 /// The files below a directory, in order.
