@@ -287,7 +287,9 @@ fn row_36_a_flipped_bit_in_each_kind_of_store_file() {
     assert!(seen.contains(&"objects"));
     // What scans remember proves itself to the next scan, whatever has become of it.
     for _ in 0..count("FCPIPE_SOAK_FLIPS", 4) {
-        for file in files_below(&world.path("cache/v1/scans")) {
+        let scans = files_below(&world.path("cache/v1/scans"));
+        assert!(!scans.is_empty());
+        for file in scans {
             flip(&file, &mut random);
         }
         let changed = bundle.join("rootfs/changed");
