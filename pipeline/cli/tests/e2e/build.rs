@@ -1,7 +1,7 @@
 //! `fcpipe build`: images that e2fsck accepts, the same bytes every time, and nothing left on failure.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -204,4 +204,48 @@ fn root_row_31_a_full_disk_leaves_the_output_as_it_was() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("needs") && said.contains("left"), "{said}");
     Leftovers::of(&world).assert_none();
+}
+
+#[test]
+fn root_another_user_builds_the_same_bytes() {
+    if skip(not_root()) {
+        return;
+    }
+    // Where everybody may read: the target directory need not be such a place.
+    let place = tempfile::Builder::new()
+        .permissions(PermissionsExt::from_mode(0o755))
+        .tempdir()
+        .unwrap();
+    let path = |name: &str| place.path().join(name);
+    fs::copy(env!("CARGO_BIN_EXE_fcpipe"), path("fcpipe")).unwrap();
+    let rootfs = path("bundle/rootfs");
+    fs::create_dir_all(rootfs.join("etc")).unwrap();
+    fs::write(rootfs.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
+    symlink("hosts", rootfs.join("etc/link")).unwrap();
+    std::os::unix::fs::chown(rootfs.join("etc/hosts"), Some(1234), Some(70_000)).unwrap();
+    let config = json!({
+        "ociVersion": "1.0.2",
+        "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+    });
+    fs::write(path("bundle/config.json"), config.to_string()).unwrap();
+    let digest = |uid: u32| {
+        let own = path(&uid.to_string());
+        fs::create_dir(&own).unwrap();
+        std::os::unix::fs::chown(&own, Some(uid), Some(uid)).unwrap();
+        let output = Command::new("setpriv")
+            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+            .args(["--clear-groups", "--"])
+            .arg(path("fcpipe"))
+            .args(["--format", "json", "build", "--digest", "-o"])
+            .arg(own.join("image"))
+            .arg(path("bundle"))
+            .env("FCPIPE_CACHE_DIR", own.join("cache"))
+            .env("FCPIPE_STATE_DIR", own.join("state"))
+            .env("FCPIPE_DATA_DIR", own.join("data"))
+            .output()
+            .unwrap();
+        result(&output)["digest"].clone()
+    };
+    assert_eq!(digest(0), digest(65_534));
 }
