@@ -88,7 +88,7 @@ fn qemu_a_plan_makes_nothing_and_a_changed_file_is_named() {
         .unwrap();
     assert_code(&output, 0);
     let said = stdout(&output);
-    assert!(said.contains("scan:/mnt/code: "), "{said}");
+    assert!(said.contains("/mnt/code/app.py: size 3 → 4"), "{said}");
 }
 
 #[test]
