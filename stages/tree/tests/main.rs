@@ -9,6 +9,8 @@
 
 mod common;
 mod composing;
+mod edits;
+mod indexing;
 mod kernel;
 mod limits;
 mod opening;
