@@ -1,17 +1,18 @@
 //! The root file system's stages: `layout` (pure, no file is read) and `image` (allocate, copy, seal).
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use fcpipe_engine::{
-    Amount, Cx, Digest, Failure, FailureKind, Identity, Kept, KeyWriter, Node, Object, Output,
-    Stage,
+    Amount, Cx, Digest, Failure, FailureKind, Identity, KeyWriter, Node, Output, Stage,
 };
 use fcpipe_ext4::{CopyError, CopyOptions, Layout, Mke2fsError, Sizing};
 use fcpipe_tree::{Composed, Layer};
 
 use crate::keys::ContentValue;
 use crate::scan::{STAMPS, Scanned, TREE};
+use crate::stored::Stored;
 
 /// Who writes the ext4 image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,32 +133,11 @@ impl Stage for PlanImage {
     }
 }
 
+/// Stands for an ext4 image in [`Stored`].
+pub(crate) enum Ext4 {}
+
 /// An image in the store.
-pub(crate) struct Image(pub(crate) Object);
-
-impl Output for Image {
-    fn identity(&self) -> Identity {
-        // What an image is follows from its key; its bytes are never hashed for that.
-        Identity::new(Digest::of(
-            "fcpipe image 1",
-            &[self.0.id.to_string().as_bytes()],
-        ))
-    }
-
-    fn keep(&self) -> Option<Kept> {
-        Some(Kept {
-            body: serde_json::Value::Null,
-            objects: vec![self.0.clone()],
-        })
-    }
-
-    fn recall(kept: Kept) -> Option<Self> {
-        match <[Object; 1]>::try_from(kept.objects) {
-            Ok([object]) => Some(Image(object)),
-            Err(_) => None,
-        }
-    }
-}
+pub(crate) type Image = Stored<Ext4>;
 
 /// The phases of everything that writes an image.
 pub(crate) const PHASES: &[&str] = &["allocate", "copy", "seal"];
@@ -187,7 +167,7 @@ impl Stage for MakeImage {
             Ok(writer)
         })?;
         cx.phase("copy", || plan.write(cx, writer.file(), self.journal))?;
-        cx.phase("seal", || cx.publish(writer)).map(Image)
+        cx.phase("seal", || cx.publish(writer)).map(Stored::new)
     }
 }
 
@@ -237,7 +217,7 @@ impl Plan {
         match &self.shape {
             Shape::Native(layout) => {
                 let options = CopyOptions {
-                    threads: None,
+                    threads: NonZeroUsize::new(cx.threads()).map(CopyOptions::threads_on),
                     ..CopyOptions::default()
                 };
                 fcpipe_ext4::write_image(&layout.map, &self.composed, file, &options, &Counted(cx))
@@ -269,11 +249,11 @@ impl Plan {
 struct Counted<'a>(&'a Cx);
 
 impl fcpipe_ext4::Progress for Counted<'_> {
-    fn add(&self, bytes: u64, files: u64) {
+    fn add(&self, moved: fcpipe_ext4::Moved) {
         self.0.progress(Amount {
-            files,
-            bytes_read: 0,
-            bytes_written: bytes,
+            files: moved.files,
+            bytes_read: moved.read,
+            bytes_written: moved.written,
         });
     }
 

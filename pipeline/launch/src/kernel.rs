@@ -3,9 +3,11 @@
 use std::io::BufWriter;
 
 use fcpipe_engine::{
-    Cx, Digest, Failure, FailureKind, Identity, Kept, KeyWriter, Node, Object, Output, Probe, Stage,
+    Cx, Digest, Failure, FailureKind, Identity, KeyWriter, Node, Output, Probe, Stage,
 };
 use fcpipe_kernel::{Kernel, KernelError, KernelStore};
+
+use crate::stored::Stored;
 
 /// The guest program that this fcpipe carries, as it was built with it.
 pub(crate) static GUEST: &[u8] = include_bytes!(env!("FCPIPE_GUEST"));
@@ -46,31 +48,11 @@ impl Probe for FindKernel {
     }
 }
 
+/// Stands for an initrd in [`Stored`].
+pub(crate) enum Cpio {}
+
 /// An initrd in the store.
-pub(crate) struct Initrd(pub(crate) Object);
-
-impl Output for Initrd {
-    fn identity(&self) -> Identity {
-        Identity::new(Digest::of(
-            "fcpipe initrd 1",
-            &[self.0.id.to_string().as_bytes()],
-        ))
-    }
-
-    fn keep(&self) -> Option<Kept> {
-        Some(Kept {
-            body: serde_json::Value::Null,
-            objects: vec![self.0.clone()],
-        })
-    }
-
-    fn recall(kept: Kept) -> Option<Self> {
-        match <[Object; 1]>::try_from(kept.objects) {
-            Ok([object]) => Some(Initrd(object)),
-            Err(_) => None,
-        }
-    }
-}
+pub(crate) type Initrd = Stored<Cpio>;
 
 /// Puts guest program and modules into an initrd.
 pub(crate) struct MakeInitrd {
@@ -97,7 +79,7 @@ impl Stage for MakeInitrd {
         buffered
             .into_inner()
             .map_err(|e| cx.fail(FailureKind::Store, "the initrd", e.into_error()))?;
-        cx.publish(writer).map(Initrd)
+        cx.publish(writer).map(Stored::new)
     }
 }
 

@@ -28,6 +28,7 @@ mod machine;
 mod output;
 mod scan;
 mod stock;
+mod stored;
 mod words;
 
 pub use control::{Control, Delivered};

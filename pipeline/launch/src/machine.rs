@@ -65,8 +65,8 @@ impl Effect for PrivateDisk {
     fn make(&self, entry: &DiskEntry, cx: &Cx) -> Result<PathBuf, Failure> {
         let image = cx.get(&self.image)?;
         // Held while it is read: nobody collects it meanwhile.
-        let _lease = cx.lease(&image.0)?;
-        let method = fcpipe_disk::private(&image.0.path, &entry.path, &|| cx.cancelled())
+        let _lease = cx.lease(image.object())?;
+        let method = fcpipe_disk::private(&image.object().path, &entry.path, &|| cx.cancelled())
             .map_err(|e| cx.fail(FailureKind::Host, "the machine's disk", e))?;
         if let fcpipe_disk::Method::Copy { bytes } = method {
             cx.progress(Amount {
@@ -126,7 +126,7 @@ impl Effect for PrepareMachine {
         let kernel = cx.get(&self.kernel)?;
         let initrd = cx.get(&self.initrd)?;
         // The machine itself holds it until it ends, whoever started it.
-        let lease = cx.lease(&initrd.0)?;
+        let lease = cx.lease(initrd.object())?;
         let config = MachineConfig {
             id: self.id.clone(),
             vcpus: self.vcpus,
@@ -135,7 +135,7 @@ impl Effect for PrepareMachine {
                 bzimage: kernel.0.bzimage.clone(),
                 vmlinux: kernel.0.vmlinux.clone(),
             },
-            initrd: initrd.0.path.clone(),
+            initrd: initrd.object().path.clone(),
             cmdline_extra: format!("{BOOT_ID_ARGUMENT}={}", self.boot_id),
             // Each machine has a vsock device of its own: the number need not differ.
             vsock_cid: 3,

@@ -43,7 +43,9 @@ mod xattrs;
 pub(crate) use ids::InodeNo;
 
 pub use allocate::{Durability, OutputError, OutputFile, allocate};
-pub use copy::{CopyError, CopyOptions, CopyReport, Progress, Silent, digest_file, write_image};
+pub use copy::{
+    CopyError, CopyOptions, CopyReport, Moved, Progress, Silent, digest_file, write_image,
+};
 pub use error::{LayoutError, LayoutWarning, XattrProblem};
 
 pub use layout::{Layout, layout};

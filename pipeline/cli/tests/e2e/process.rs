@@ -59,10 +59,13 @@ fn qemu_second_run_hits_every_build_stage() {
         stage["outcome"].as_str().unwrap().to_owned()
     };
     let (first, second) = (run("1.json"), run("2.json"));
+    let id = second["id"].as_str().unwrap();
+    let why = world.with_kernel().args(["report", id]).output().unwrap();
+    let why = String::from_utf8(why.stdout).unwrap();
     assert_eq!(first["schema"], "fcpipe.receipt/1");
     for stage in ["scan:/", "layout", "allocate", "copy", "seal", "initrd"] {
         assert_eq!(outcome(&first, stage), "ran", "{stage}");
-        assert_eq!(outcome(&second, stage), "hit", "{stage}");
+        assert_eq!(outcome(&second, stage), "hit", "{stage}\n{why}");
     }
     for effect in ["disk", "machine", "boot", "process"] {
         assert_eq!(outcome(&second, effect), "ran", "{effect}");

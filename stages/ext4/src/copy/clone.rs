@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::plan::Done;
 use super::source::{Reader, Sources};
-use super::{CopyError, Progress, sys};
+use super::{CopyError, Moved, Progress, sys};
 use crate::map::{BLOCK_SIZE, ImageMap, MapExtent, Origin};
 
 /// The shortest run worth an extent of its own, in blocks: 1 MiB.
@@ -95,7 +95,11 @@ pub(super) fn clone_large<S: Sources>(
         });
         cloned.blocks += u64::from(to - from);
         cloned.files += 1;
-        progress.add(len, 1);
+        progress.add(Moved {
+            files: 1,
+            read: 0,
+            written: len,
+        });
     }
     Ok(cloned)
 }

@@ -42,14 +42,23 @@ use target::Target;
 /// How an image is written. The default is what is fastest.
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
-    /// Threads that read and write; `None`: three for each processor, at most 8. Some wait for the disk
-    /// while another reads.
+    /// Threads that read and write; `None`: [`CopyOptions::threads_on`] the host's processors.
     pub threads: Option<NonZeroUsize>,
     /// Write past the page cache where the file system allows it. Nearly always right: the image's
     /// bytes are not read again here, and a clone of dirty pages would wait for them.
     pub direct: bool,
     /// Share blocks with the sources where the file system allows it.
     pub clone: bool,
+}
+
+const THREADS_EACH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
+
+impl CopyOptions {
+    /// How many threads keep so many processors busy: three for each, as some wait for the disk while
+    /// another reads.
+    pub fn threads_on(processors: NonZeroUsize) -> NonZeroUsize {
+        processors.saturating_mul(THREADS_EACH)
+    }
 }
 
 impl Default for CopyOptions {
@@ -62,10 +71,21 @@ impl Default for CopyOptions {
     }
 }
 
+/// Work that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// Files opened; a large file counts once for each thread's piece.
+    pub files: u64,
+    /// Bytes read from files.
+    pub read: u64,
+    /// Bytes of the image that are there now, written or shared with a source.
+    pub written: u64,
+}
+
 /// Hears how far a copy is, from any of its threads.
 pub trait Progress: Sync {
-    /// So many bytes of the image, and files read, more.
-    fn add(&self, bytes: u64, files: u64);
+    /// So much more.
+    fn add(&self, moved: Moved);
     /// Asked between pieces of a few MiB; `true` ends the copy with [`CopyError::Cancelled`].
     fn cancelled(&self) -> bool;
 }
@@ -75,7 +95,7 @@ pub trait Progress: Sync {
 pub struct Silent;
 
 impl Progress for Silent {
-    fn add(&self, _bytes: u64, _files: u64) {}
+    fn add(&self, _moved: Moved) {}
 
     fn cancelled(&self) -> bool {
         false
@@ -211,10 +231,11 @@ fn write_from<S: Sources>(
 }
 
 fn threads(options: &CopyOptions, map: &ImageMap) -> usize {
-    let wanted = match options.threads {
-        Some(threads) => threads.get(),
-        None => 3 * thread::available_parallelism().map_or(2, NonZeroUsize::get),
-    };
+    let processors = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let wanted = options
+        .threads
+        .unwrap_or_else(|| CopyOptions::threads_on(processors()))
+        .get();
     // No more of them than pieces, and few enough for 64 open files.
     let blocks: u64 = map.extents.iter().map(|e| u64::from(e.blocks)).sum();
     let pieces = blocks / u64::from(plan::PIECE) + 1;

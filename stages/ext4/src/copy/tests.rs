@@ -397,8 +397,8 @@ fn row_32_a_thread_has_one_file_open_at_a_time() {
 fn cancelling_ends_the_copy() {
     struct Soon(AtomicBool);
     impl Progress for Soon {
-        fn add(&self, bytes: u64, _files: u64) {
-            self.0.store(bytes > 0, Ordering::SeqCst);
+        fn add(&self, moved: Moved) {
+            self.0.store(moved.written > 0, Ordering::SeqCst);
         }
         fn cancelled(&self) -> bool {
             self.0.load(Ordering::SeqCst)

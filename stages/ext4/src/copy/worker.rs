@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::buffer::Buffer;
 use super::plan::PIECE;
 use super::source::{Reader, Sources};
-use super::{CopyError, Shared, sys};
+use super::{CopyError, Moved, Shared, sys};
 use crate::map::{BLOCK_SIZE, MapExtent, Origin};
 
 /// Works until nothing is left or something failed.
@@ -34,21 +34,24 @@ fn pieces<S: Sources>(shared: &Shared<'_, S>) -> Result<(), CopyError> {
         if piece.is_empty() {
             break;
         }
-        let files = gather(shared, &mut reader, &piece, &mut buffer)?;
+        let gathered = gather(shared, &mut reader, &piece, &mut buffer)?;
         let written = write(shared, &piece, &buffer)?;
         shared.written.fetch_add(written, Ordering::Relaxed);
-        shared.progress.add(written, files);
+        shared.progress.add(Moved {
+            written,
+            ..gathered
+        });
     }
     Ok(())
 }
 
-/// Fills the buffer with the piece's bytes, extent after extent. Gives the number of files opened.
+/// Fills the buffer with the piece's bytes, extent after extent. Gives what was opened and read.
 fn gather<'a, S: Sources>(
     shared: &Shared<'_, S>,
     reader: &mut S::Reader<'a>,
     piece: &[MapExtent],
     buffer: &mut [u8],
-) -> Result<u64, CopyError> {
+) -> Result<Moved, CopyError> {
     let mut open: Option<Open<<S::Reader<'a> as Reader>::File>> = None;
     let mut rest = buffer;
     let mut files = 0;
@@ -94,7 +97,11 @@ fn gather<'a, S: Sources>(
     }
     shared.files.fetch_add(files, Ordering::Relaxed);
     shared.read.fetch_add(read, Ordering::Relaxed);
-    Ok(files)
+    Ok(Moved {
+        files,
+        read,
+        written: 0,
+    })
 }
 
 struct Open<F> {

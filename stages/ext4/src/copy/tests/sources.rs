@@ -12,6 +12,7 @@ use fcpipe_tree::{Composed, Layer, OpenError, ScanOptions, compose, scan};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 
 use super::{Random, image_file};
+use crate::copy::Moved;
 use crate::copy::{
     CopyError, CopyOptions, CopyReport, NonZeroUsize, Progress, Silent, digest_file, write_image,
 };
@@ -137,7 +138,7 @@ impl Ready {
 struct Once<F>(Mutex<Option<F>>);
 
 impl<F: FnOnce() + Send> Progress for Once<F> {
-    fn add(&self, _bytes: u64, _files: u64) {
+    fn add(&self, _moved: Moved) {
         if let Some(happen) = self.0.lock().unwrap().take() {
             happen();
         }
