@@ -6,8 +6,8 @@ use std::sync::Arc;
 use fcpipe_engine::{
     Amount, CacheMode, Cx, Failure, FailureKind, Identity, KeyWriter, Output, Probe,
 };
-use fcpipe_spec::{Bind, Content, LaunchSpec, MountKind};
-use fcpipe_tree::{IndexDir, Looked, Scan, ScanError, ScanOptions, Trust};
+use fcpipe_spec::{Bind, Content, LaunchSpec, MountKind, Trust};
+use fcpipe_tree::{IndexDir, Looked, Scan, ScanError, ScanOptions};
 
 use crate::keys::ContentValue;
 use crate::words;
@@ -58,6 +58,11 @@ pub(crate) struct ScanSource {
     pub(crate) destination: PathBuf,
     pub(crate) source: PathBuf,
     pub(crate) content: Content,
+    pub(crate) trust: Trust,
+    /// The source never changes.
+    pub(crate) immutable: bool,
+    /// What the user says that it is.
+    pub(crate) declared: Option<String>,
     /// `rbind`.
     pub(crate) cross_mounts: bool,
     /// A mount's source may be missing, the root may not.
@@ -83,12 +88,17 @@ impl Probe for ScanSource {
         k.field("source", &self.source);
         k.field("content", &ContentValue(&self.content));
         k.field("cross mounts", &self.cross_mounts);
+        k.field("trust", &self.trust.to_string());
+        k.field("immutable", &self.immutable);
+        k.field("declared digest", &self.declared);
     }
 
     fn run(&self, cx: &Cx) -> Result<Scanned, Failure> {
         let options = ScanOptions {
             cross_mounts: self.cross_mounts,
-            trust: Trust::Full,
+            trust: self.trust,
+            immutable: self.immutable,
+            declared: self.declared.as_deref(),
             threads: std::num::NonZeroUsize::new(cx.threads()),
             leave_out: &self.leave_out,
             cancel: Some(&|| cx.cancelled()),
@@ -177,6 +187,9 @@ pub(crate) fn sources(spec: &LaunchSpec, strict: bool, leave_out: &Arc<[PathBuf]
             destination: PathBuf::from("/"),
             source: spec.root.path.clone(),
             content: spec.root.content.clone(),
+            trust: spec.root.trust,
+            immutable: false,
+            declared: None,
             // Mounted file systems below a root are part of what the platform has prepared.
             cross_mounts: true,
             missing: Missing::Error,
@@ -193,6 +206,9 @@ pub(crate) fn sources(spec: &LaunchSpec, strict: bool, leave_out: &Arc<[PathBuf]
         MountKind::Bind(Bind {
             source,
             recursive,
+            immutable,
+            digest,
+            trust,
             content,
             ..
         }) => Some(Source {
@@ -201,6 +217,9 @@ pub(crate) fn sources(spec: &LaunchSpec, strict: bool, leave_out: &Arc<[PathBuf]
                 destination: mount.destination.clone(),
                 source: source.clone(),
                 content: content.clone(),
+                trust: *trust,
+                immutable: *immutable,
+                declared: digest.clone(),
                 cross_mounts: *recursive,
                 missing,
                 leave_out: Arc::clone(leave_out),

@@ -10,7 +10,7 @@ use crate::launch_file::{self, LaunchFile, Settings};
 use crate::machine::{Said, Wanted};
 use crate::model::{
     Balloon, Content, Disk, LaunchSpec, Mount, MountKind, Network, NetworkMode, Process, RateLimit,
-    Root,
+    Root, Trust,
 };
 use crate::mounts;
 use crate::text::{Doc, FieldPath};
@@ -25,6 +25,7 @@ const MAX_WARNINGS: usize = 100;
 pub(crate) struct Draft {
     pub(crate) root: Option<Said<PathBuf>>,
     pub(crate) root_readonly: bool,
+    root_trust: Trust,
     root_content: Content,
     root_mapped: bool,
     pub(crate) mounts: Vec<Mounted>,
@@ -135,6 +136,9 @@ impl Draft {
             });
         }
         self.root_readonly = rootfs.readonly.unwrap_or(self.root_readonly);
+        if let Some(Named(trust)) = rootfs.trust {
+            self.root_trust = trust;
+        }
         if let Some(exclude) = rootfs.exclude {
             self.root_content.exclude = exclude.into_iter().map(|text| text.0).collect();
         }
@@ -356,6 +360,7 @@ impl Draft {
             root: Root {
                 path: root_path,
                 readonly: self.root_readonly,
+                trust: self.root_trust,
                 content: self.root_content,
             },
             mounts,

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 
-use crate::model::{Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Writes};
+use crate::model::{Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Trust, Writes};
 use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
 
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +42,7 @@ pub(crate) struct Settings {
 pub(crate) struct Rootfs {
     pub(crate) path: Option<HostPath>,
     pub(crate) readonly: Option<bool>,
+    pub(crate) trust: Option<Named<Trust>>,
     pub(crate) exclude: Option<Vec<Text>>,
     pub(crate) owner: Option<Owner>,
     pub(crate) idmap: Option<IdMaps>,
@@ -80,6 +81,8 @@ pub(crate) struct Mount {
     pub(crate) recursive: Option<bool>,
     pub(crate) policy: Option<Named<Policy>>,
     pub(crate) immutable: Option<bool>,
+    pub(crate) digest: Option<Text>,
+    pub(crate) trust: Option<Named<Trust>>,
     pub(crate) exclude: Option<Vec<Text>>,
     pub(crate) owner: Option<Owner>,
     pub(crate) idmap: Option<IdMaps>,
@@ -132,7 +135,7 @@ pub(crate) struct RateLimit {
 
 impl<'de> Deserialize<'de> for Rootfs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const FIELDS: &[&str] = &["path", "readonly", "exclude", "owner", "idmap"];
+        const FIELDS: &[&str] = &["path", "readonly", "trust", "exclude", "owner", "idmap"];
 
         struct PathOrObject;
 

@@ -52,6 +52,7 @@ pub struct Process {
 pub struct Root {
     pub path: PathBuf,
     pub readonly: bool,
+    pub trust: Trust,
     pub content: Content,
 }
 
@@ -85,6 +86,10 @@ pub struct Bind {
     pub policy: Policy,
     /// The source never changes: no walk is needed once it is known.
     pub immutable: bool,
+    /// What the source is, in the user's own words (a version, a checksum): as long as it is the same, so is the
+    /// source, and no walk is needed once it is known. Never checked.
+    pub digest: Option<String>,
+    pub trust: Trust,
     /// Flags the guest gives the mount besides `ro`: `nosuid`, `nodev`, `noexec`, `noatime`, …
     pub flags: Vec<String>,
     pub content: Content,
@@ -111,6 +116,20 @@ pub struct IdRange {
     pub inside: u32,
     pub host: u32,
     pub size: u32,
+}
+
+/// What shows that a file's content may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Trust {
+    /// `Full`, or `Stable` where the source's file system is on the network, in user space, or an overlay.
+    #[default]
+    Auto,
+    /// Device, inode, size, and the times of modification and change.
+    Full,
+    /// What is the same when the file system is mounted again: size and times, and the inode where it lasts.
+    Stable,
+    /// The content itself.
+    Content,
 }
 
 /// What a mount's source is to the guest.
@@ -292,6 +311,7 @@ macro_rules! choices {
 
 choices! {
     Policy { Copy = "copy", Lazy = "lazy", Live = "live", Sync = "sync" }
+    Trust { Auto = "auto", Full = "full", Stable = "stable", Content = "content" }
     Group { Auto = "auto", Single = "single", PerSource = "per-source" }
     Writes {
         Auto = "auto", Clone = "clone", Snapshot = "snapshot", Overlay = "overlay", Copy = "copy",

@@ -5,14 +5,22 @@ use std::path::Path;
 use crate::draft::Draft;
 use crate::error::{SpecError, quoted};
 use crate::launch_file;
-use crate::model::{Bind, Choice, Content, Mount, MountKind, Policy};
+use crate::model::{Bind, Choice, Content, Mount, MountKind, Policy, Trust};
 use crate::suggest;
 use crate::text::{Doc, FieldPath};
-use crate::values::{HostPath, IdMaps, ImagePath, Named, Owner};
+use crate::values::{HostPath, IdMaps, ImagePath, Named, Owner, Text};
 
 /// The mount options that are fcpipe's own begin with this.
 const OWN: &str = "x-fcpipe.";
-const OWN_OPTIONS: &[&str] = &["policy", "immutable", "exclude", "owner", "idmap"];
+const OWN_OPTIONS: &[&str] = &[
+    "policy",
+    "immutable",
+    "digest",
+    "trust",
+    "exclude",
+    "owner",
+    "idmap",
+];
 
 /// Flags of mount(8) that mean something on a bind mount of what is in the image; each also undoes the
 /// other of its pair. Access-time flags form one group.
@@ -36,6 +44,8 @@ struct Options {
     idmapped: bool,
     policy: Option<Policy>,
     immutable: bool,
+    digest: Option<String>,
+    trust: Option<Trust>,
     exclude: Vec<String>,
     owner: Option<Owner>,
     idmap: Option<IdMaps>,
@@ -117,8 +127,13 @@ impl Options {
         match name {
             "policy" => match Policy::named(value) {
                 Some(policy) => self.policy = Some(policy),
-                None => return Err(Fault::policy(value)),
+                None => return Err(Fault::choice::<Policy>(value)),
             },
+            "trust" => match Trust::named(value) {
+                Some(trust) => self.trust = Some(trust),
+                None => return Err(Fault::choice::<Trust>(value)),
+            },
+            "digest" => self.digest = Some(declared(value).map_err(Fault::said)?),
             "exclude" => self.exclude.push(value.to_owned()),
             "owner" => self.owner = Some(value.parse().map_err(Fault::said)?),
             _ => self
@@ -142,8 +157,8 @@ impl Fault {
         Fault::Said(problem, None)
     }
 
-    fn policy(value: &str) -> Fault {
-        let names = Policy::NAMES.iter().copied();
+    fn choice<T: Choice>(value: &str) -> Fault {
+        let names = T::NAMES.iter().copied();
         Fault::Said(
             format!(
                 "{} is none of {}",
@@ -205,6 +220,8 @@ pub(crate) fn read(
         for (name, there) in [
             ("policy", mount.policy.is_some()),
             ("immutable", mount.immutable.is_some()),
+            ("digest", mount.digest.is_some()),
+            ("trust", mount.trust.is_some()),
             ("exclude", mount.exclude.is_some()),
             ("owner", mount.owner.is_some()),
             ("idmap", mount.idmap.is_some()),
@@ -250,6 +267,12 @@ pub(crate) fn read(
             .map_err(|problem| doc.invalid(&path.key("source"), problem))?
             .below(base),
     };
+    let digest = match mount.digest {
+        Some(Text(text)) => {
+            Some(declared(&text).map_err(|problem| doc.invalid(&path.key("digest"), problem))?)
+        }
+        None => said.digest,
+    };
     let mut exclude = said.exclude;
     exclude.extend(mount.exclude.into_iter().flatten().map(|text| text.0));
     let maps = mount.idmap.or(said.idmap);
@@ -268,6 +291,12 @@ pub(crate) fn read(
                     .or(said.policy)
                     .unwrap_or_default(),
                 immutable: mount.immutable.unwrap_or(said.immutable),
+                digest,
+                trust: mount
+                    .trust
+                    .map(|Named(trust)| trust)
+                    .or(said.trust)
+                    .unwrap_or_default(),
                 flags: said.flags,
                 content: Content {
                     exclude,
@@ -280,6 +309,14 @@ pub(crate) fn read(
         idmapped: said.idmapped,
         own_map,
     })
+}
+
+/// A digest that a user declares: any text but none.
+fn declared(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("says nothing: it should be what the source is known by".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// As OCI and runc do: a relative destination is deprecated and taken from `/`, and `..` never

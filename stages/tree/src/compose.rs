@@ -224,12 +224,12 @@ impl Composed {
         let files = tree
             .nodes()
             .filter(|&node| matches!(tree.kind(node), Kind::File { .. }));
-        let stamps = files.map(|node| match self.scanned(node) {
-            Some((layer, scan, node)) => (layer as u32, scan.stamps[node.index()]),
-            None => (MADE, Stamp::default()),
+        let files = files.map(|node| {
+            let (layer, scan, node) = self.scanned(node)?;
+            Some((layer as u32, scan, node))
         });
-        let scans = self.layers().iter().filter_map(|layer| layer.scan.as_ref());
-        digest_stamps(stamps, scans.filter_map(|scan| scan.unsettled.as_ref()))
+        let scans = self.layers().iter();
+        digest_stamps(files, scans.filter_map(|layer| layer.scan.as_deref()))
     }
 
     /// Where a node's content is on the host; of what was made, its path in the image. For messages.

@@ -192,7 +192,8 @@ pub(crate) fn identity(
         h.update(bytes);
     };
     part(source.as_os_str().as_bytes());
-    part(&[options.cross_mounts.into()]);
+    part(&[options.cross_mounts.into(), options.trust as u8]);
+    part(options.declared.unwrap_or_default().as_bytes());
     for pattern in &content.exclude {
         part(pattern.as_bytes());
     }

@@ -8,7 +8,7 @@ use fcpipe_spec::Content;
 
 use crate::index::{Encoder, Index, IndexDir};
 use crate::model::Timestamp;
-use crate::scan::{Found, Scan, ScanChange, ScanError, ScanOptions, ScanWarning, Trust};
+use crate::scan::{Found, Manner, Scan, ScanChange, ScanError, ScanOptions, ScanWarning, Trust};
 
 /// What a source is now: the digests of its [`Scan`] at once, and the Scan itself for whoever asks.
 #[derive(Debug)]
@@ -33,9 +33,10 @@ struct Remembered {
     source: PathBuf,
     content: Content,
     cross_mounts: bool,
+    declared: Option<String>,
     trust: Trust,
+    asked: (Timestamp, Manner),
     leave_out: Vec<PathBuf>,
-    started: Timestamp,
 }
 
 /// Looks at a source, and reads of it what is not as `indexes` remember it.
@@ -55,7 +56,7 @@ pub fn look(
     let indexes = indexes.filter(|dir| !dir.is_read_only());
     let found = crate::scan::look(source, content, options, index, indexes.is_some())?;
     match found {
-        Found::Same { index, started } => Ok(Looked {
+        Found::Same { index, asked } => Ok(Looked {
             tree: index.tree_digest(),
             stamps: index.stamps_digest(),
             entries: index.entries(),
@@ -69,8 +70,9 @@ pub fn look(
                 content: content.clone(),
                 cross_mounts: options.cross_mounts,
                 trust: options.trust,
+                declared: options.declared.map(str::to_owned),
+                asked,
                 leave_out: options.leave_out.to_vec(),
-                started,
             }),
             writing: None,
         }),
@@ -79,7 +81,7 @@ pub fn look(
             encoder,
             changes,
         } => {
-            let mut looked = Looked::from(scan);
+            let mut looked = Looked::from(*scan);
             looked.changes = changes;
             if let (Some(dir), Some(encoder)) = (indexes, encoder) {
                 looked.write(dir.clone(), identity, encoder, old);
@@ -191,6 +193,7 @@ impl Remembered {
         let options = ScanOptions {
             cross_mounts: self.cross_mounts,
             trust: self.trust,
+            declared: self.declared.as_deref(),
             leave_out: &self.leave_out,
             ..ScanOptions::default()
         };
@@ -199,7 +202,7 @@ impl Remembered {
             &self.content,
             &options,
             &self.index,
-            self.started,
+            self.asked,
         )?;
         if let Some(scan) = remembered {
             return Ok(scan);

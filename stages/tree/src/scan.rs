@@ -9,6 +9,7 @@ mod exclude;
 mod holes;
 mod route;
 mod settle;
+mod trust;
 mod walk;
 mod xattrs;
 
@@ -27,6 +28,8 @@ use crate::model::{Kind, NodeId, Timestamp, Tree};
 use crate::sys::{self, Entrance};
 
 use crate::index::{Encoder, FieldChange, Index};
+pub use fcpipe_spec::Trust;
+pub(crate) use trust::{Fields, Manner};
 
 pub(crate) use assemble::made_directory;
 pub(crate) use xattrs::Set;
@@ -60,48 +63,41 @@ impl Stamp {
             None
         }
     }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.dev.to_le_bytes());
-        out.extend_from_slice(&self.ino.to_le_bytes());
-        out.extend_from_slice(&self.size.to_le_bytes());
-        for time in [self.mtime, self.ctime] {
-            out.extend_from_slice(&time.secs.to_le_bytes());
-            out.extend_from_slice(&time.nanos.to_le_bytes());
-        }
-    }
 }
 
-/// A digest over stamps, fed with `(layer, stamp)` of files in canonical order.
-///
-/// `unsettled`: what makes it differ from every other digest.
+/// A digest over the stamps of regular files in canonical order: the layer, the scan, the node in it.
 pub(crate) fn digest_stamps<'a>(
-    stamps: impl Iterator<Item = (u32, Stamp)>,
-    unsettled: impl Iterator<Item = &'a [u8; 16]>,
+    files: impl Iterator<Item = Option<(u32, &'a Scan, NodeId)>>,
+    scans: impl Iterator<Item = &'a Scan>,
 ) -> blake3::Hash {
-    let mut h = blake3::Hasher::new_derive_key("fcpipe stamps 1");
+    let mut h = blake3::Hasher::new_derive_key("fcpipe stamps 2");
     let mut out = Vec::with_capacity(64 * 1024 + 64);
-    for (layer, stamp) in stamps {
-        out.extend_from_slice(&layer.to_le_bytes());
-        stamp.encode(&mut out);
+    for scan in scans {
+        match (&scan.declared, &scan.unsettled) {
+            (Some(declared), _) => out.extend_from_slice(declared.as_bytes()),
+            // So that it differs from every other digest.
+            (None, Some(number)) => out.extend_from_slice(number),
+            (None, None) => {}
+        }
+    }
+    for file in files {
+        match file {
+            Some((_, scan, _)) if scan.declared.is_some() => {}
+            Some((layer, scan, node)) => {
+                out.extend_from_slice(&layer.to_le_bytes());
+                let content = scan.contents.get(node.index());
+                scan.fields
+                    .encode(&scan.stamps[node.index()], content, &mut out);
+            }
+            None => out.extend_from_slice(&u32::MAX.to_le_bytes()),
+        }
         if out.len() >= 64 * 1024 {
             h.update(&out);
             out.clear();
         }
     }
     h.update(&out);
-    for number in unsettled {
-        h.update(number);
-    }
     h.finalize()
-}
-
-/// What a file's content is taken to depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Trust {
-    /// Device, inode, size and times.
-    #[default]
-    Full,
 }
 
 /// How to scan. [`Default`]: other mounts are not crossed, all processors work.
@@ -109,7 +105,13 @@ pub enum Trust {
 pub struct ScanOptions<'a> {
     /// `rbind`: go into what other file systems are mounted below the source.
     pub cross_mounts: bool,
+    /// What shows that a file's content may have changed.
     pub trust: Trust,
+    /// The source never changes: with an index of it, it is not walked.
+    pub immutable: bool,
+    /// What the source is in the user's words: with an index made under the same words, it is not walked, and
+    /// nothing else enters the digest of its stamps.
+    pub declared: Option<&'a str>,
     /// How many threads work; `None`: one a processor.
     pub threads: Option<NonZeroUsize>,
     /// Host paths that stay out wherever they are met: the store, the state directory, the output.
@@ -153,6 +155,12 @@ pub struct Scan {
     /// There where a regular file may change after it was looked at without a trace in its stamp. A
     /// number that nobody had before, so that no other scan has the same digest of stamps.
     pub(crate) unsettled: Option<[u8; 16]>,
+    /// What of the stamps counts.
+    pub(crate) fields: Fields,
+    /// By node, the hash of each regular file; empty where contents are not read.
+    pub(crate) contents: Vec<[u8; 32]>,
+    /// Of the words in which the user declared what the source is; it stands for all stamps.
+    pub(crate) declared: Option<blake3::Hash>,
     pub(crate) cross_mounts: bool,
     pub(crate) entrance: Entrance,
 }
@@ -170,8 +178,8 @@ impl Scan {
     /// they hold is in [`Tree::digest`].
     pub fn digest_of_stamps(&self) -> blake3::Hash {
         digest_stamps(
-            self.file_nodes().map(|id| (0, self.stamps[id.index()])),
-            self.unsettled.iter(),
+            self.file_nodes().map(|id| Some((0, self, id))),
+            std::iter::once(self),
         )
     }
 
@@ -301,7 +309,7 @@ pub fn scan(
     options: &ScanOptions<'_>,
 ) -> Result<Scan, ScanError> {
     match look(source, content, options, None, false)? {
-        Found::Scanned { scan, .. } => Ok(scan),
+        Found::Scanned { scan, .. } => Ok(*scan),
         // There is no index that it could be the same as.
         Found::Same { .. } => Err(ScanError::Changed {
             path: source.to_path_buf(),
@@ -328,9 +336,12 @@ pub enum Difference {
 /// What came of a look.
 pub(crate) enum Found {
     /// Everything is as the index has it.
-    Same { index: Index, started: Timestamp },
+    Same {
+        index: Index,
+        asked: (Timestamp, Manner),
+    },
     Scanned {
-        scan: Scan,
+        scan: Box<Scan>,
         /// The index of this scan, if there can be one.
         encoder: Option<Encoder>,
         /// What is not as the index has it, if there is one.
@@ -353,11 +364,13 @@ pub(crate) fn look(
         },
         errno => ScanError::io(source.to_path_buf(), "look at it", errno),
     })?;
+    let f_type = rustix::fs::fstatfs(&found).map_or(0, |fs| fs.f_type as u64);
     let request = Request {
         source,
         content,
         options,
         started,
+        manner: Manner::new(options.trust, f_type),
         own: own(options.leave_out),
     };
     let looked = sys::stat(found.as_fd(), c"")
@@ -372,7 +385,7 @@ pub(crate) fn look(
         FileType::Directory => return look_directory(&request, found.as_fd(), index, encode),
         FileType::RegularFile => {
             return Ok(Found::Scanned {
-                scan: assemble::file(&request, found.as_fd(), &looked)?,
+                scan: Box::new(assemble::file(&request, found.as_fd(), &looked)?),
                 encoder: None,
                 changes: None,
             });
@@ -388,21 +401,28 @@ pub(crate) fn look(
     })
 }
 
-/// The scan that an index was written after; `None` where it is damaged. The source is not looked at.
+/// The scan that an index was written after; `None` where it is damaged, or about another directory.
 pub(crate) fn remembered(
     source: &Path,
     content: &Content,
     options: &ScanOptions<'_>,
     index: &Index,
-    started: Timestamp,
+    (started, manner): (Timestamp, Manner),
 ) -> Result<Option<Scan>, ScanError> {
     let request = Request {
+        manner,
         source,
         content,
         options,
         started,
         own: Vec::new(),
     };
+    // A source that is not walked may have been mounted again: then nothing in it could be opened by what
+    // the index has.
+    let there = sys::look_at_source(source).is_ok_and(|found| is_of(index, found.as_fd()));
+    if !there {
+        return Ok(None);
+    }
     let walked = walk::remembered(index);
     let assembled = assemble::directory(&request, walked, Some(index), Entrance::AsSeen, false)?;
     Ok(assembled.map(|assembled| assembled.scan))
@@ -414,6 +434,7 @@ struct Request<'a> {
     content: &'a Content,
     options: &'a ScanOptions<'a>,
     started: Timestamp,
+    manner: Manner,
     /// Device and inode of what stays out.
     own: Vec<(u64, u64)>,
 }
@@ -429,6 +450,14 @@ fn look_directory(
             ScanError::io(request.source.to_path_buf(), "open the directory", errno)
         })
     };
+    if (request.options.immutable || request.options.declared.is_some())
+        && let Some(known) = index.take_if(|index| stands_still(request, index, found))
+    {
+        return Ok(Found::Same {
+            index: known,
+            asked: (request.started, request.manner),
+        });
+    }
     let mut entrance = Entrance::AsSeen;
     let mut walked = walk::directory(request, enter(entrance)?.as_fd(), index.as_ref())?;
     if walked.covered {
@@ -446,7 +475,7 @@ fn look_directory(
     {
         return Ok(Found::Same {
             index,
-            started: request.started,
+            asked: (request.started, request.manner),
         });
     }
     let changes = index.as_ref().map(|_| {
@@ -466,10 +495,24 @@ fn look_directory(
         });
     };
     Ok(Found::Scanned {
-        scan: assembled.scan,
+        scan: Box::new(assembled.scan),
         encoder: assembled.encoder,
         changes,
     })
+}
+
+/// Whether a source that never changes is the one that the index is about.
+fn stands_still(request: &Request<'_>, index: &Index, found: BorrowedFd<'_>) -> bool {
+    request.options.declared.is_some() || is_of(index, found)
+}
+
+/// Whether `found` is the very directory that the index is about.
+fn is_of(index: &Index, found: BorrowedFd<'_>) -> bool {
+    let (Some(block), Ok(now)) = (index.block(0), sys::stat(found, c"")) else {
+        return false;
+    };
+    let (now, then) = (sys::stamp_of(&now), block.head().seen.stamp());
+    (now.dev, now.ino) == (then.dev, then.ino)
 }
 
 fn own(paths: &[PathBuf]) -> Vec<(u64, u64)> {

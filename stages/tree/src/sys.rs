@@ -3,6 +3,7 @@
 //! Everything is relative to a directory's descriptor and follows no symlink. The one exception is
 //! [`open_source`], which follows links to the source itself, as mount(2) does.
 
+mod content;
 mod xattr;
 
 use std::ffi::{CStr, CString};
@@ -16,6 +17,7 @@ use rustix::mount::OpenTreeFlags;
 use crate::model::Timestamp;
 use crate::scan::Stamp;
 
+pub(crate) use content::hash as hash_content;
 pub(crate) use xattr::{get as get_xattr, list as list_xattrs};
 
 /// Longest path that is given to the kernel in one piece: PATH_MAX with its NUL, and some room.

@@ -121,7 +121,8 @@ fn options_of_a_bind() {
         "options": [
             "rbind", "ro", "nosuid", "rnodev", "noexec", "exec", "noatime", "relatime", "rprivate",
             "x-fcpipe.policy=live", "x-fcpipe.immutable", "x-fcpipe.exclude=*.o", "x-fcpipe.exclude=a,b=c",
-            "x-fcpipe.owner=5:6", "x-fcpipe.idmap=u:0:1000:1",
+            "x-fcpipe.owner=5:6", "x-fcpipe.idmap=u:0:1000:1", "x-fcpipe.trust=content",
+            "x-fcpipe.digest=v1",
         ],
     }))
     .unwrap();
@@ -129,6 +130,8 @@ fn options_of_a_bind() {
     assert!(bind.readonly && bind.recursive && bind.immutable);
     assert_eq!(bind.flags, ["nosuid", "nodev", "relatime"]);
     assert_eq!(bind.policy, Policy::Live);
+    assert_eq!(bind.trust, fcpipe_spec::Trust::Content);
+    assert_eq!(bind.digest.as_deref(), Some("v1"));
     let content = Content {
         exclude: vec!["*.o".to_owned(), "a,b=c".to_owned()],
         owner: Some((5, 6)),
@@ -159,6 +162,8 @@ fn row_03_unknown_options_of_ours_name_the_nearest() {
         ("x-fcpipe.policy=lzay", Some("did you mean `lazy`?")),
         ("x-fcpipe.policy", None),
         ("x-fcpipe.immutable=maybe", None),
+        ("x-fcpipe.trust=ful", Some("did you mean `full`?")),
+        ("x-fcpipe.digest= ", None),
         ("x-fcpipe.owner=me", None),
         ("x-fcpipe.idmap=0", None),
     ] {

@@ -213,6 +213,8 @@ pub(crate) mod flag {
     pub(crate) const DIRECTORY: u16 = 1;
     /// A file with a hole map.
     pub(crate) const SPARSE: u16 = 2;
+    /// A regular file whose hash stands at the end of its body.
+    pub(crate) const HASHED: u16 = 8;
     /// It may have changed after it was looked at without a trace in its times.
     pub(crate) const UNSETTLED: u16 = 4;
 }

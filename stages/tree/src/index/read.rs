@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::format::{Head, Header, MAGIC, Place, Row};
+use super::format::{Head, Header, MAGIC, Place, Row, flag};
 use crate::model::{DataRun, Xattr};
 use crate::scan::{ScanWarning, Set};
 
@@ -141,6 +141,12 @@ impl Block {
         self.text().get(at..end).unwrap_or_default()
     }
 
+    /// What a regular file holds, if it was read.
+    pub(crate) fn content(&self, row: &Row) -> Option<[u8; 32]> {
+        let hashed = row.is(flag::HASHED);
+        self.body(row).last_chunk().filter(|_| hashed).copied()
+    }
+
     /// A symlink's target.
     pub(crate) fn body(&self, row: &Row) -> &[u8] {
         let at = row.body_at.get() as usize;
@@ -151,7 +157,9 @@ impl Block {
     /// A sparse file's data.
     pub(crate) fn runs(&self, row: &Row) -> Vec<DataRun> {
         let word = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
-        self.body(row)
+        let body = self.body(row);
+        let hash = if row.is(flag::HASHED) { 32 } else { 0 };
+        body[..body.len().saturating_sub(hash)]
             .chunks_exact(8)
             .map(|run| DataRun {
                 start: word(&run[..4]),

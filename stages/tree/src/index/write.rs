@@ -27,8 +27,12 @@ pub(crate) enum Body<'a> {
     /// The number of the directory: they are begun in the order of their numbers.
     Directory(u32),
     Symlink(&'a [u8]),
-    /// The hole map of a sparse file.
-    Sparse(&'a [DataRun]),
+    File {
+        /// The hole map of a sparse file.
+        runs: Option<&'a [DataRun]>,
+        /// The hash of what it holds, if it was read.
+        content: Option<&'a [u8; 32]>,
+    },
     Other,
 }
 
@@ -109,11 +113,17 @@ impl Encoder {
             Body::Symlink(target) => {
                 self.text.extend_from_slice(target);
             }
-            Body::Sparse(runs) => {
-                flags |= flag::SPARSE;
-                for run in runs {
-                    self.text.extend_from_slice(&run.start.to_le_bytes());
-                    self.text.extend_from_slice(&run.end.to_le_bytes());
+            Body::File { runs, content } => {
+                if let Some(runs) = runs {
+                    flags |= flag::SPARSE;
+                    for run in runs {
+                        self.text.extend_from_slice(&run.start.to_le_bytes());
+                        self.text.extend_from_slice(&run.end.to_le_bytes());
+                    }
+                }
+                if let Some(content) = content {
+                    flags |= flag::HASHED;
+                    self.text.extend_from_slice(content);
                 }
             }
             Body::Other => {}

@@ -35,6 +35,7 @@ struct Assembly<'a> {
     /// `None`: no index is to be written.
     encoder: Option<Encoder>,
     stamps: Vec<Stamp>,
+    contents: Vec<[u8; 32]>,
     /// By worker; the last is for what the index has read.
     finds: Vec<Finds>,
     /// By worker and by its number for a set: the Tree's number and the new index's.
@@ -79,6 +80,7 @@ pub(super) fn directory(
     walked.finds.push(Finds {
         sets: index.map_or_else(Vec::new, |index| index.sets.clone()),
         holes: Vec::new(),
+        contents: Vec::new(),
     });
     let mut assembly = Assembly {
         request,
@@ -87,6 +89,7 @@ pub(super) fn directory(
         writer: Writer::new(made_directory(Timestamp::default()), Vec::new(), room),
         encoder: encode.then(|| Encoder::new(room)),
         stamps: Vec::with_capacity(room),
+        contents: Vec::new(),
         sets: walked
             .finds
             .iter()
@@ -300,17 +303,20 @@ impl Assembly<'_> {
         self.entries += 1;
         let (set, encoded) = self.set(facts, parent, name);
         let seen = &facts.seen;
-        let (mut kind, mut body) = (NewKind::Socket, Body::Other);
+        let (mut kind, mut body, mut hash) = (NewKind::Socket, Body::Other, None);
         let (major, minor) = seen.device();
         match *leaf {
-            Leaf::File { holes } => {
+            Leaf::File { holes, content } => {
                 self.settled &= facts.settled;
+                let finds = &self.finds[part.worker];
+                hash = content.map(|n| &finds.contents[n as usize]);
                 let data = holes.map(|n| &self.finds[part.worker].holes[n as usize][..]);
                 let size = seen.size();
                 kind = NewKind::File { size, data };
-                if let Some(data) = data {
-                    body = Body::Sparse(data);
-                }
+                body = Body::File {
+                    runs: data,
+                    content: hash,
+                };
             }
             Leaf::Symlink { at, len } => {
                 let target = part.target(at, len);
@@ -338,6 +344,10 @@ impl Assembly<'_> {
         }
         let node = self.writer.add(name, seen.meta(), kind, set);
         self.stamps.push(stamp);
+        if let Some(hash) = hash {
+            self.contents.resize(node.index(), [0; 32]);
+            self.contents.push(*hash);
+        }
         if seen.links() > 1 {
             self.linked.insert(identity, node);
         }
@@ -397,6 +407,9 @@ impl Assembly<'_> {
             entries: self.entries,
             started: self.request.started,
             unsettled: unsettled(self.settled),
+            fields: self.request.manner.fields,
+            contents: self.contents,
+            declared: declared(self.request),
             cross_mounts: self.request.options.cross_mounts,
             entrance,
         };
@@ -405,6 +418,12 @@ impl Assembly<'_> {
             encoder: self.encoder,
         })
     }
+}
+
+fn declared(request: &Request<'_>) -> Option<blake3::Hash> {
+    let words = request.options.declared?;
+    let mut h = blake3::Hasher::new_derive_key("fcpipe declared 1");
+    Some(h.update(words.as_bytes()).finalize())
 }
 
 /// What makes stamps differ from all others where files are not settled.
@@ -421,7 +440,7 @@ pub(super) fn file(
     let io =
         |action| move |errno: Errno| ScanError::io(request.source.to_path_buf(), action, errno);
     let opened = sys::open_source(found, request.source).map_err(io("open it"))?;
-    let clock = Clock::new(request.started);
+    let clock = Clock::new(request.started, request.manner.skew);
     let (stat, settled) = clock.stat(opened.as_fd(), c"").map_err(io("look at it"))?;
     let seen = Seen::new(&stat);
     let stamp = seen.stamp();
@@ -439,6 +458,27 @@ pub(super) fn file(
             });
         }
         data = holes::data_runs(opened.as_fd(), stamp.size).map_err(io("find its holes"))?;
+    }
+    // By node: the made-up root, and the file.
+    let mut contents = Vec::new();
+    if request.manner.fields.reads() {
+        let file = std::fs::File::from(opened.try_clone().map_err(|source| ScanError::Io {
+            path: request.source.to_path_buf(),
+            action: "read it",
+            source,
+        })?);
+        let hash = sys::hash_content(&file, &mut Vec::new()).map_err(|source| ScanError::Io {
+            path: request.source.to_path_buf(),
+            action: "read it",
+            source,
+        })?;
+        let (after, _) = sys::stamp_of_open(opened.as_fd()).map_err(io("look at it"))?;
+        if after != stamp {
+            return Err(ScanError::Changed {
+                path: request.source.to_path_buf(),
+            });
+        }
+        contents = vec![[0; 32], hash];
     }
     let mut sets = xattrs::Sets::new();
     let set = sets
@@ -471,6 +511,9 @@ pub(super) fn file(
         entries: 1,
         started: request.started,
         unsettled: unsettled(settled),
+        fields: request.manner.fields,
+        contents,
+        declared: declared(request),
         cross_mounts: request.options.cross_mounts,
         entrance: Entrance::AsSeen,
     })

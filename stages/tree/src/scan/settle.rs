@@ -31,14 +31,17 @@ pub(super) struct Clock {
     /// Before anything was looked at.
     started: i128,
     tick: i128,
+    /// How far the clock that stamps may be from this one.
+    skew: i128,
     waits: AtomicU32,
 }
 
 impl Clock {
-    pub(super) fn new(started: Timestamp) -> Self {
+    pub(super) fn new(started: Timestamp, skew: i128) -> Self {
         Clock {
             started: nanos(started),
             tick: i128::from(sys::tick()),
+            skew,
             waits: AtomicU32::new(0),
         }
     }
@@ -85,7 +88,7 @@ impl Clock {
     /// From when on a look is sure to tell later changes apart; nanoseconds since 1970.
     fn settled_at(&self, stat: &Statx) -> i128 {
         let ctime = sys::stamp_of(stat).ctime;
-        nanos(ctime) + grain(ctime.nanos) + 2 * self.tick
+        nanos(ctime) + grain(ctime.nanos) + 2 * self.tick + self.skew
     }
 }
 

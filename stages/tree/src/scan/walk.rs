@@ -39,6 +39,8 @@ pub(super) struct Walked {
 pub(super) struct Finds {
     pub(super) sets: Vec<Set>,
     pub(super) holes: Vec<Vec<DataRun>>,
+    /// Hashes of contents.
+    pub(super) contents: Vec<[u8; 32]>,
 }
 
 /// How many changes one worker tells of.
@@ -117,9 +119,10 @@ pub(super) struct Facts {
 }
 
 pub(super) enum Leaf {
-    /// The number of its hole map among the worker's.
+    /// The numbers of its hole map and of the hash of its content among the worker's.
     File {
         holes: Option<u32>,
+        content: Option<u32>,
     },
     /// Where its target stands in the part's targets.
     Symlink {
@@ -212,13 +215,16 @@ impl What {
             FileType::BlockDevice => Leaf::BlockDevice,
             FileType::Fifo => Leaf::Fifo,
             FileType::Socket => Leaf::Socket,
-            _ if row.is(flag::SPARSE) => {
-                finds.holes.push(block.runs(row));
-                Leaf::File {
-                    holes: Some((finds.holes.len() - 1) as u32),
-                }
-            }
-            _ => Leaf::File { holes: None },
+            _ => Leaf::File {
+                holes: row.is(flag::SPARSE).then(|| {
+                    finds.holes.push(block.runs(row));
+                    (finds.holes.len() - 1) as u32
+                }),
+                content: block.content(row).map(|content| {
+                    finds.contents.push(content);
+                    (finds.contents.len() - 1) as u32
+                }),
+            },
         };
         let facts = Facts {
             seen: row.seen,
@@ -309,7 +315,7 @@ pub(super) fn directory(
     let shared = Shared {
         request,
         index,
-        clock: Clock::new(request.started),
+        clock: Clock::new(request.started, request.manner.skew),
         exclude: Exclude::new(request.content)?,
         top,
         top_mount: sys::mount_of(&stat),

@@ -1,6 +1,7 @@
 //! What one thread of a walk does.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ pub(super) struct Worker<'a> {
     anchor: Option<Arc<Open>>,
     sets: Sets,
     holes: Vec<Vec<DataRun>>,
+    contents: Vec<[u8; 32]>,
+    buffer: Vec<u8>,
     outcomes: Vec<(u32, Outcome)>,
     batches: Vec<(u32, Part)>,
     changes: Vec<ScanChange>,
@@ -97,6 +100,8 @@ impl<'a> Worker<'a> {
             anchor: None,
             sets: Sets::new(),
             holes: Vec::new(),
+            contents: Vec::new(),
+            buffer: Vec::new(),
             outcomes: Vec::new(),
             batches: Vec::new(),
             changes: Vec::new(),
@@ -130,6 +135,7 @@ impl<'a> Worker<'a> {
             finds: Finds {
                 sets: self.sets.sets,
                 holes: self.holes,
+                contents: self.contents,
             },
             changes: self.changes,
         }
@@ -437,6 +443,7 @@ impl<'a> Worker<'a> {
         if let Some(known) = known
             && known.seen == Seen::new(&stat)
             && !known.is(flag::UNSETTLED | flag::DIRECTORY)
+            && self.shared.request.manner.fields.may_remember()
             && (cross || sys::mount_of(&stat) == dir.mount)
             && !self.is_own(&stat)
         {
@@ -515,10 +522,7 @@ impl<'a> Worker<'a> {
     ) -> Result<Option<Leaf>, ScanError> {
         Ok(Some(
             match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
-                FileType::RegularFile if !holes::may_have(stat.stx_size, stat.stx_blocks) => {
-                    Leaf::File { holes: None }
-                }
-                FileType::RegularFile => return self.sparse(dir, name, stat),
+                FileType::RegularFile => return self.file(dir, name, stat),
                 FileType::Symlink => {
                     let mut target = [MaybeUninit::<u8>::uninit(); TARGET];
                     let target = match rustix::fs::readlinkat_raw(&dir.fd, name, &mut target) {
@@ -557,34 +561,62 @@ impl<'a> Worker<'a> {
         ))
     }
 
-    /// A file that may have holes: the one kind that is opened.
-    fn sparse(&mut self, dir: &Open, name: &CStr, stat: &Statx) -> Result<Option<Leaf>, ScanError> {
+    /// A regular file. It is opened where it may have holes, or where its content is what counts.
+    fn file(&mut self, dir: &Open, name: &CStr, stat: &Statx) -> Result<Option<Leaf>, ScanError> {
+        let sparse = holes::may_have(stat.stx_size, stat.stx_blocks);
+        let read = self.shared.request.manner.fields.reads();
+        let (mut holes, mut content) = (None, None);
+        if !sparse && !read {
+            return Ok(Some(Leaf::File { holes, content }));
+        }
         let route = &dir.route;
         let file = match sys::open_file(dir.fd.as_fd(), name.to_bytes()) {
-            Ok(file) => file,
+            Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP) => return Err(self.changed(route, name.to_bytes())),
-            Err(errno) => {
-                return Err(self.io(route, name.to_bytes(), "open it to find its holes", errno));
-            }
+            Err(errno) => return Err(self.io(route, name.to_bytes(), "open it", errno)),
         };
-        let size = stat.stx_size;
-        let opened = sys::stamp_of_open(file.as_fd())
-            .map_err(|errno| self.io(route, name.to_bytes(), "look at it", errno))?;
-        if opened.0 != sys::stamp_of(stat) {
-            return Err(self.changed(route, name.to_bytes()));
+        self.is_still(dir, name, &file, stat)?;
+        if sparse {
+            let size = stat.stx_size;
+            if size > holes::MOST {
+                return Err(ScanError::FileTooLarge {
+                    path: self.path(route, name.to_bytes()),
+                    size,
+                });
+            }
+            let runs = holes::data_runs(file.as_fd(), size)
+                .map_err(|errno| self.io(route, name.to_bytes(), "find its holes", errno))?;
+            holes = runs.map(|runs| self.keep_holes(runs));
         }
-        if size > holes::MOST {
-            return Err(ScanError::FileTooLarge {
-                path: self.path(route, name.to_bytes()),
-                size,
-            });
+        if read {
+            let hash =
+                sys::hash_content(&file, &mut self.buffer).map_err(|source| ScanError::Io {
+                    path: self.path(route, name.to_bytes()),
+                    action: "read it",
+                    source,
+                })?;
+            self.is_still(dir, name, &file, stat)?;
+            self.contents.push(hash);
+            content = Some((self.contents.len() - 1) as u32);
         }
-        let runs = holes::data_runs(file.as_fd(), size)
-            .map_err(|errno| self.io(route, name.to_bytes(), "find its holes", errno))?;
-        Ok(Some(Leaf::File {
-            holes: runs.map(|runs| self.keep_holes(runs)),
-        }))
+        Ok(Some(Leaf::File { holes, content }))
+    }
+
+    fn is_still(
+        &self,
+        dir: &Open,
+        name: &CStr,
+        file: &File,
+        stat: &Statx,
+    ) -> Result<(), ScanError> {
+        let (now, _) = sys::stamp_of_open(file.as_fd())
+            .map_err(|errno| self.io(&dir.route, name.to_bytes(), "look at it", errno))?;
+        if now == sys::stamp_of(stat) {
+            Ok(())
+        } else {
+            Err(self.changed(&dir.route, name.to_bytes()))
+        }
     }
 
     fn keep_holes(&mut self, runs: Vec<DataRun>) -> u32 {
