@@ -10,6 +10,8 @@
 //!     bench-ext4 floor-blocks SRC OUT
 //!     bench-ext4 walk SRC
 //!
+//! `bench-ext4 cache FCPIPE …` measures launches of which something was built before (see [`cache`]).
+//!
 //! Architecture invariant: it knows fcpipe only as a program that it runs.
 #![allow(
     clippy::print_stdout,
@@ -17,6 +19,7 @@
     reason = "this is a program that speaks to people"
 )]
 
+mod cache;
 mod drivers;
 mod floor;
 mod harness;
@@ -66,6 +69,7 @@ fn run(args: &[String]) -> Result<()> {
             println!("{} names", walk::stat(Path::new(src))?);
             Ok(())
         }
+        ["cache", ..] => cache::bench(&args[1..]),
         _ => harness::run(&harness::Asked::from(args)?),
     }
 }

@@ -1,19 +1,27 @@
 //! Measures against peers. The programs that do it live in `benches/`.
 
 use crate::Result;
-use crate::setup;
 use crate::shell::{check, command, target};
+use crate::{demo, setup};
 
 pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
-    if area != "ext4" {
-        return Err(format!("no such area: {area} (ext4)"));
-    }
+    let words: &[&str] = match area {
+        "ext4" => &[],
+        "cache" => &["cache"],
+        _ => return Err(format!("no such area: {area} (ext4, cache)")),
+    };
     setup::run()?;
     check(&mut command(
         "cargo",
         &["build", "--release", "--quiet", "--package", "fcpipe"],
     ))?;
     let fcpipe = target().join("release/fcpipe");
+    if area == "cache" {
+        let fcpipe = fcpipe
+            .to_str()
+            .ok_or("the target directory's name is not UTF-8")?;
+        demo::import_kernel(fcpipe)?;
+    }
     check(
         command(
             "cargo",
@@ -28,6 +36,7 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
                 "--",
             ],
         )
+        .args(words)
         .arg(fcpipe)
         .args(rest),
     )

@@ -40,7 +40,7 @@ enum Task {
     Test,
     /// Check the house rules: edges between crates, who prints, what stands where.
     Tidy,
-    /// Measure against peers: `ext4`.
+    /// Measure against peers: `ext4`, `cache`.
     Bench {
         area: String,
         /// Passed on to the measuring program.
