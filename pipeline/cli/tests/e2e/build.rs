@@ -92,6 +92,16 @@ fn a_second_build_is_a_hit_until_something_changes() {
     assert_code(&build(&world, &bundle, "a.img", &["--cache", "require"]), 1);
     assert_eq!(outcome(&[]), "ran");
     assert_eq!(debugfs(&world.path("a.img"), "cat /etc/new"), "new\n");
+    // Other bytes under the same size and mtime: only the file's ctime tells.
+    let file = bundle.join("rootfs/etc/new");
+    let mtime = fs::metadata(&file).unwrap().modified().unwrap();
+    fs::write(&file, "wen\n").unwrap();
+    let handle = fs::File::options().write(true).open(&file).unwrap();
+    handle.set_modified(mtime).unwrap();
+    drop(handle);
+    assert_eq!(outcome(&[]), "ran");
+    assert_eq!(debugfs(&world.path("a.img"), "cat /etc/new"), "wen\n");
+    assert_eq!(outcome(&[]), "hit");
     // Somebody wrote to the image: it is not what was built any more.
     fs::write(world.path("a.img"), "not an image").unwrap();
     assert_eq!(outcome(&[]), "ran");
