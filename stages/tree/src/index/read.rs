@@ -107,7 +107,18 @@ impl Index {
         }
         let (head, rest) = Head::ref_from_prefix(&bytes).ok()?;
         let rows = head.rows.get() as usize;
-        (rest.len() >= rows.checked_mul(size_of::<Row>())?).then_some(Block { bytes, rows })
+        if rest.len() < rows.checked_mul(size_of::<Row>())? {
+            return None;
+        }
+        let mut block = Block {
+            bytes,
+            rows,
+            listed: Vec::new(),
+        };
+        if rows > DENSE {
+            block.listed = block.rows().iter().map(|row| row.listed.get()).collect();
+        }
+        Some(block)
     }
 }
 
@@ -116,7 +127,13 @@ impl Index {
 pub(crate) struct Block {
     bytes: Vec<u8>,
     rows: usize,
+    /// Of a large directory, which is looked at in pieces, the rows' inode numbers side by side: a search
+    /// among the rows themselves would wait for memory at every step.
+    listed: Vec<u64>,
 }
+
+/// More rows than this are a large directory.
+const DENSE: usize = 1000;
 
 impl Block {
     pub(crate) fn head(&self) -> &Head {
@@ -180,9 +197,16 @@ impl Block {
             *hint += 1;
             return Some(*hint - 1);
         }
-        let found = rows
-            .binary_search_by(|row| (row.listed.get(), self.name(row)).cmp(&(listed, name)))
-            .ok()?;
+        let found = if self.listed.is_empty() {
+            rows.binary_search_by(|row| (row.listed.get(), self.name(row)).cmp(&(listed, name)))
+                .ok()?
+        } else {
+            let first = self.listed.partition_point(|&other| other < listed);
+            let same = rows[first..]
+                .partition_point(|row| row.listed.get() == listed && self.name(row) < name);
+            let row = rows.get(first + same)?;
+            (row.listed.get() == listed && self.name(row) == name).then_some(first + same)?
+        };
         *hint = found + 1;
         Some(found)
     }
