@@ -16,3 +16,4 @@ mod limits;
 mod opening;
 mod scanning;
 mod sources;
+mod trusting;

@@ -4,246 +4,39 @@
 //! when another thread has nothing to do. A very large directory is cut into batches of names, so that
 //! it is shared as well. `worker` says what is done with one directory.
 
+mod found;
+mod leaf;
 mod worker;
 
 use std::num::NonZeroUsize;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::exclude::Exclude;
 use super::route::Route;
 use super::settle::Clock;
-use super::xattrs::Set;
-use super::{Difference, Request, ScanChange, ScanError};
-use crate::index::{Block, Index, Row, Seen, flag};
-use crate::model::DataRun;
+use super::{Request, ScanError};
+use crate::index::{Block, Index};
 use crate::sys;
 
 use worker::Worker;
 
-/// Everything that was found, not yet in any order.
-pub(super) struct Walked {
-    /// By directory number; the source is 0. `None` never outlives the walk.
-    pub(super) dirs: Vec<Option<Outcome>>,
-    /// By worker.
-    pub(super) finds: Vec<Finds>,
-    /// Something was met that another mount covers, and `rbind` was not asked for.
-    pub(super) covered: bool,
-    /// What is not as the index has it, in no order; not more than some.
-    pub(super) changes: Vec<ScanChange>,
-}
-
-/// What one worker has read beside names: items refer to it by numbers.
-pub(super) struct Finds {
-    pub(super) sets: Vec<Set>,
-    pub(super) holes: Vec<Vec<DataRun>>,
-    /// Hashes of contents.
-    pub(super) contents: Vec<[u8; 32]>,
-}
+pub(super) use found::{
+    Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Walked, What, remembered,
+};
 
 /// How many changes one worker tells of.
 const TELL: usize = 64;
 
-/// What became of a directory that was listed in its parent.
-pub(super) enum Outcome {
-    Listed(Listing),
-    /// All of it is as the index has it.
-    Same {
-        /// Its number in the index.
-        dir: u32,
-        /// Rows that are directories, and the numbers they have in this walk; `None`: those of the index.
-        children: Option<Vec<Kept>>,
-    },
-    /// Gone before it was opened.
-    Absent,
-    /// fcpipe's own.
-    Own,
-    /// Another mount covers it.
-    Covered,
-}
-
-pub(super) struct Listing {
-    pub(super) facts: Facts,
-    /// One, but for large directories.
-    pub(super) parts: Vec<Part>,
-    /// What the index has of it, and the directory's number there.
-    pub(super) known: Option<(u32, Arc<Open>)>,
-}
-
-/// Some names of a directory, sorted, as one worker has looked at them.
-pub(super) struct Part {
-    pub(super) worker: usize,
-    names: Box<[u8]>,
-    targets: Box<[u8]>,
-    pub(super) items: Vec<Item>,
-    /// Rows of the index that hold still.
-    pub(super) kept: Vec<Kept>,
-}
-
-/// A row of a directory's block, by its number; for a directory also its number in this walk.
-#[derive(Clone, Copy)]
-pub(super) struct Kept {
-    pub(super) row: u32,
-    pub(super) number: u32,
-}
-
-pub(super) struct Item {
-    name: u32,
-    name_len: u16,
-    /// As the directory lists it.
-    pub(super) listed: u64,
-    pub(super) what: What,
-}
-
-pub(super) enum What {
-    /// Its number.
-    Directory(u32),
-    /// Anything else.
-    Leaf(Facts, Leaf),
-    /// fcpipe's own.
-    Own,
-    /// A file that another mount covers.
-    Covered,
-}
-
-/// What is known of any inode.
-pub(super) struct Facts {
-    pub(super) seen: Seen,
-    /// The number of its set among the worker's.
-    pub(super) xattrs: u32,
-    pub(super) worker: u32,
-    /// A later change will show in its times.
-    pub(super) settled: bool,
-}
-
-pub(super) enum Leaf {
-    /// The numbers of its hole map and of the hash of its content among the worker's.
-    File {
-        holes: Option<u32>,
-        content: Option<u32>,
-    },
-    /// Where its target stands in the part's targets.
-    Symlink {
-        at: u32,
-        len: u16,
-    },
-    CharDevice,
-    BlockDevice,
-    Fifo,
-    Socket,
-}
-
-impl Part {
-    pub(super) fn name(&self, item: &Item) -> &[u8] {
-        let at = item.name as usize;
-        &self.names[at..at + usize::from(item.name_len)]
-    }
-
-    /// How many bytes of names and targets there are.
-    pub(super) fn bytes(&self) -> usize {
-        self.names.len() + self.targets.len()
-    }
-
-    /// A symlink's target.
-    pub(super) fn target(&self, at: u32, len: u16) -> &[u8] {
-        &self.targets[at as usize..at as usize + usize::from(len)]
-    }
-}
-
-impl Part {
-    /// Rows of an index as if they had been looked at by `worker`, whose finds get their hole maps.
-    pub(super) fn from_rows(
-        block: &Block,
-        kept: impl ExactSizeIterator<Item = Kept>,
-        worker: usize,
-        finds: &mut Finds,
-    ) -> Part {
-        let mut names = Vec::new();
-        let mut targets = Vec::new();
-        let mut items = Vec::with_capacity(kept.len());
-        let rows = block.rows();
-        for Kept { row, number } in kept {
-            let row = &rows[row as usize];
-            let name = block.name(row);
-            items.push(Item {
-                name: names.len() as u32,
-                name_len: name.len() as u16,
-                listed: row.listed.get(),
-                what: if row.is(flag::DIRECTORY) {
-                    What::Directory(number)
-                } else {
-                    What::from_row(block, row, worker, &mut targets, finds)
-                },
-            });
-            names.extend_from_slice(name);
-        }
-        let mut part = Part {
-            worker,
-            names: names.into_boxed_slice(),
-            targets: targets.into_boxed_slice(),
-            items: Vec::new(),
-            kept: Vec::new(),
-        };
-        items.sort_unstable_by(|a, b| part.name(a).cmp(part.name(b)));
-        part.items = items;
-        part
-    }
-}
-
-impl What {
-    fn from_row(
-        block: &Block,
-        row: &Row,
-        worker: usize,
-        targets: &mut Vec<u8>,
-        finds: &mut Finds,
-    ) -> What {
-        use rustix::fs::FileType;
-        let leaf = match FileType::from_raw_mode(row.seen.mode()) {
-            FileType::Symlink => {
-                let target = block.body(row);
-                let at = targets.len() as u32;
-                targets.extend_from_slice(target);
-                Leaf::Symlink {
-                    at,
-                    len: target.len() as u16,
-                }
-            }
-            FileType::CharacterDevice => Leaf::CharDevice,
-            FileType::BlockDevice => Leaf::BlockDevice,
-            FileType::Fifo => Leaf::Fifo,
-            FileType::Socket => Leaf::Socket,
-            _ => Leaf::File {
-                holes: row.is(flag::SPARSE).then(|| {
-                    finds.holes.push(block.runs(row));
-                    (finds.holes.len() - 1) as u32
-                }),
-                content: block.content(row).map(|content| {
-                    finds.contents.push(content);
-                    (finds.contents.len() - 1) as u32
-                }),
-            },
-        };
-        let facts = Facts {
-            seen: row.seen,
-            xattrs: row.xattrs.get(),
-            worker: worker as u32,
-            settled: !row.is(flag::UNSETTLED),
-        };
-        What::Leaf(facts, leaf)
-    }
-}
-
 /// A directory that is open, so that its names can be looked at.
-pub(super) struct Open {
+pub(in crate::scan) struct Open {
     fd: OwnedFd,
     number: u32,
     mount: u64,
     route: Arc<Route>,
     /// What the index has of it.
-    pub(super) block: Option<Block>,
+    pub(in crate::scan) block: Option<Block>,
 }
 
 enum Job {
@@ -409,88 +202,6 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
         }
     }
     walked
-}
-
-/// What a walk finds where everything is as the index has it.
-pub(super) fn remembered(index: &Index) -> Walked {
-    let same = |dir| {
-        Some(Outcome::Same {
-            dir,
-            children: None,
-        })
-    };
-    Walked {
-        dirs: (0..index.dirs() as u32).map(same).collect(),
-        finds: Vec::new(),
-        covered: false,
-        changes: Vec::new(),
-    }
-}
-
-impl Walked {
-    /// Whether everything is as the index has it.
-    pub(super) fn is_same(&self) -> bool {
-        self.dirs
-            .iter()
-            .all(|outcome| matches!(outcome, Some(Outcome::Same { .. })))
-    }
-}
-
-impl Listing {
-    /// What it is if all of it is as the index has it.
-    fn same(&self) -> Option<Outcome> {
-        let (dir, open) = self.known.as_ref()?;
-        let block = open.block.as_ref()?;
-        let head = block.head();
-        let kept: usize = self.parts.iter().map(|part| part.kept.len()).sum();
-        let same = head.seen == self.facts.seen
-            && head.flags.get() & flag::UNSETTLED == 0
-            && kept == block.rows().len()
-            && self.parts.iter().all(|part| part.items.is_empty());
-        same.then(|| {
-            let all = self.parts.iter().flat_map(|part| &part.kept).copied();
-            let rows = block.rows();
-            let children = all.filter(|kept| rows[kept.row as usize].is(flag::DIRECTORY));
-            Outcome::Same {
-                dir: *dir,
-                children: Some(children.collect()),
-            }
-        })
-    }
-
-    /// Tells of names that the index has and the directory has not.
-    fn gone(&self, changes: &mut Vec<ScanChange>) {
-        let Some((_, open)) = &self.known else { return };
-        let Some(block) = &open.block else { return };
-        let mut there = vec![false; block.rows().len()];
-        for part in &self.parts {
-            for kept in &part.kept {
-                there[kept.row as usize] = true;
-            }
-            for item in &part.items {
-                if let Some(row) = block.find(&mut 0, item.listed, part.name(item)) {
-                    there[row] = true;
-                }
-            }
-        }
-        let names = |name: &[u8]| {
-            self.parts.iter().any(|part| {
-                let known = part
-                    .items
-                    .binary_search_by(|item| part.name(item).cmp(name));
-                known.is_ok()
-            })
-        };
-        for (row, _) in block.rows().iter().zip(there).filter(|(_, there)| !there) {
-            let name = block.name(row);
-            if changes.len() < TELL && !names(name) {
-                changes.push(ScanChange {
-                    path: open.route.path(Path::new(""), name),
-                    what: Difference::Gone,
-                });
-            }
-        }
-    }
 }
 
 /// Each worker may have four descriptors open; half of what is allowed is left to others.

@@ -1,7 +1,6 @@
 //! What one thread of a walk does.
 
 use std::ffi::CStr;
-use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,34 +11,31 @@ use rustix::fs::{FileType, RawDir, Statx};
 use rustix::io::Errno;
 
 use super::{
-    Facts, Finds, Item, Job, Kept, Leaf, Listed, Listing, Names, Open, Outcome, Part, Shared, TELL,
-    What,
+    Facts, Finds, Item, Job, Kept, Listed, Listing, Names, Open, Outcome, Part, Shared, TELL, What,
 };
 use crate::index::{Seen, flag};
 use crate::model::DataRun;
 use crate::scan::route::Route;
 use crate::scan::xattrs::{Sets, Unreadable};
-use crate::scan::{Difference, ScanChange, ScanError, holes};
+use crate::scan::{Difference, ScanChange, ScanError};
 use crate::sys;
 
 /// How many names of one directory are looked at in one go.
 const BATCH: usize = 2048;
 /// Bytes given to getdents: some hundred names a call.
 const DENTS: usize = 32 * 1024;
-/// A symlink's target is shorter than PATH_MAX.
-const TARGET: usize = 4096;
 
 pub(super) struct Worker<'a> {
-    shared: &'a Shared<'a>,
+    pub(super) shared: &'a Shared<'a>,
     number: usize,
     call_others: Option<&'a dyn Fn()>,
     jobs: Vec<Job>,
     /// The directory whose subdirectories were pushed last: they are opened relative to it.
     anchor: Option<Arc<Open>>,
     sets: Sets,
-    holes: Vec<Vec<DataRun>>,
-    contents: Vec<[u8; 32]>,
-    buffer: Vec<u8>,
+    pub(super) holes: Vec<Vec<DataRun>>,
+    pub(super) contents: Vec<[u8; 32]>,
+    pub(super) buffer: Vec<u8>,
     outcomes: Vec<(u32, Outcome)>,
     batches: Vec<(u32, Part)>,
     changes: Vec<ScanChange>,
@@ -512,118 +508,6 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// What is particular to each kind; `None` where it is gone.
-    fn leaf(
-        &mut self,
-        dir: &Open,
-        name: &CStr,
-        stat: &Statx,
-        targets: &mut Vec<u8>,
-    ) -> Result<Option<Leaf>, ScanError> {
-        Ok(Some(
-            match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
-                FileType::RegularFile => return self.file(dir, name, stat),
-                FileType::Symlink => {
-                    let mut target = [MaybeUninit::<u8>::uninit(); TARGET];
-                    let target = match rustix::fs::readlinkat_raw(&dir.fd, name, &mut target) {
-                        Ok((target, _)) => target,
-                        Err(Errno::NOENT) => return Ok(None),
-                        Err(Errno::INVAL) => {
-                            return Err(self.changed(&dir.route, name.to_bytes()));
-                        }
-                        Err(errno) => {
-                            return Err(self.io(
-                                &dir.route,
-                                name.to_bytes(),
-                                "read the link",
-                                errno,
-                            ));
-                        }
-                    };
-                    let at = targets.len() as u32;
-                    targets.extend_from_slice(target);
-                    Leaf::Symlink {
-                        at,
-                        len: target.len() as u16,
-                    }
-                }
-                FileType::CharacterDevice => Leaf::CharDevice,
-                FileType::BlockDevice => Leaf::BlockDevice,
-                FileType::Fifo => Leaf::Fifo,
-                FileType::Socket => Leaf::Socket,
-                _ => {
-                    return Err(ScanError::Special {
-                        path: self.path(&dir.route, name.to_bytes()),
-                        kind: "of an unknown kind",
-                    });
-                }
-            },
-        ))
-    }
-
-    /// A regular file. It is opened where it may have holes, or where its content is what counts.
-    fn file(&mut self, dir: &Open, name: &CStr, stat: &Statx) -> Result<Option<Leaf>, ScanError> {
-        let sparse = holes::may_have(stat.stx_size, stat.stx_blocks);
-        let read = self.shared.request.manner.fields.reads();
-        let (mut holes, mut content) = (None, None);
-        if !sparse && !read {
-            return Ok(Some(Leaf::File { holes, content }));
-        }
-        let route = &dir.route;
-        let file = match sys::open_file(dir.fd.as_fd(), name.to_bytes()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(Errno::LOOP) => return Err(self.changed(route, name.to_bytes())),
-            Err(errno) => return Err(self.io(route, name.to_bytes(), "open it", errno)),
-        };
-        self.is_still(dir, name, &file, stat)?;
-        if sparse {
-            let size = stat.stx_size;
-            if size > holes::MOST {
-                return Err(ScanError::FileTooLarge {
-                    path: self.path(route, name.to_bytes()),
-                    size,
-                });
-            }
-            let runs = holes::data_runs(file.as_fd(), size)
-                .map_err(|errno| self.io(route, name.to_bytes(), "find its holes", errno))?;
-            holes = runs.map(|runs| self.keep_holes(runs));
-        }
-        if read {
-            let hash =
-                sys::hash_content(&file, &mut self.buffer).map_err(|source| ScanError::Io {
-                    path: self.path(route, name.to_bytes()),
-                    action: "read it",
-                    source,
-                })?;
-            self.is_still(dir, name, &file, stat)?;
-            self.contents.push(hash);
-            content = Some((self.contents.len() - 1) as u32);
-        }
-        Ok(Some(Leaf::File { holes, content }))
-    }
-
-    fn is_still(
-        &self,
-        dir: &Open,
-        name: &CStr,
-        file: &File,
-        stat: &Statx,
-    ) -> Result<(), ScanError> {
-        let (now, _) = sys::stamp_of_open(file.as_fd())
-            .map_err(|errno| self.io(&dir.route, name.to_bytes(), "look at it", errno))?;
-        if now == sys::stamp_of(stat) {
-            Ok(())
-        } else {
-            Err(self.changed(&dir.route, name.to_bytes()))
-        }
-    }
-
-    fn keep_holes(&mut self, runs: Vec<DataRun>) -> u32 {
-        self.holes.push(runs);
-        (self.holes.len() - 1) as u32
-    }
-
     /// `known`: its number in the index. Gives its number in this walk.
     fn found_directory(&mut self, dir: &Open, name: &CStr, known: Option<u32>) -> u32 {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
@@ -641,15 +525,21 @@ impl<'a> Worker<'a> {
         !own.is_empty() && own.contains(&(sys::device(stat), stat.stx_ino))
     }
 
-    fn path(&self, route: &Route, name: &[u8]) -> PathBuf {
+    pub(super) fn path(&self, route: &Route, name: &[u8]) -> PathBuf {
         route.path(self.shared.request.source, name)
     }
 
-    fn io(&self, route: &Route, name: &[u8], action: &'static str, errno: Errno) -> ScanError {
+    pub(super) fn io(
+        &self,
+        route: &Route,
+        name: &[u8],
+        action: &'static str,
+        errno: Errno,
+    ) -> ScanError {
         ScanError::io(self.path(route, name), action, errno)
     }
 
-    fn changed(&self, route: &Route, name: &[u8]) -> ScanError {
+    pub(super) fn changed(&self, route: &Route, name: &[u8]) -> ScanError {
         ScanError::Changed {
             path: self.path(route, name),
         }
