@@ -38,7 +38,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fcpipe-spec", &[]),
     ("fcpipe-tree", &["fcpipe-spec"]),
     ("fcpipe-ext4", &["fcpipe-tree"]),
-    ("fcpipe-disk", &["fcpipe-ext4"]),
+    ("fcpipe-disk", &["fcpipe-ext4", "fcpipe-tree"]),
     ("fcpipe-kernel", &[]),
     ("fcpipe-vmm", &["fcpipe-proto"]),
     ("fcpipe-guest", &["fcpipe-proto"]),

@@ -60,6 +60,7 @@ fn host(
             directories.state.clone(),
             directories.data.clone(),
         ],
+        state: directories.state.clone(),
         cache: match building.cache {
             Cache::Auto => CacheMode::Auto,
             Cache::Require => CacheMode::Require,

@@ -7,33 +7,44 @@ use fcpipe_spec::{LaunchSpec, MountKind};
 
 /// The container that the spec describes, its root on the machine's first disk.
 pub(crate) fn config(spec: &LaunchSpec) -> GuestConfig {
-    let mut mounts: Vec<GuestMount> = spec
+    let mut mounts = Vec::new();
+    if !spec
         .mounts
         .iter()
-        .filter_map(|mount| match &mount.kind {
+        .any(|mount| matches!(mount.kind, MountKind::Guest { .. }))
+    {
+        mounts = GuestMount::defaults();
+    }
+    mounts.extend(spec.mounts.iter().map(|mount| {
+        let destination = text(&mount.destination);
+        match &mount.kind {
             // It is in the image.
-            MountKind::Bind(_) => None,
+            MountKind::Bind(bind) => {
+                let mut options = bind.flags.clone();
+                if bind.readonly {
+                    options.push("ro".to_owned());
+                }
+                GuestMount::bind(destination, options)
+            }
             MountKind::Guest {
                 fstype,
                 source,
                 options,
-            } => Some(GuestMount {
+            } => GuestMount {
                 fstype: fstype.clone(),
                 source: source.clone(),
-                destination: text(&mount.destination),
+                destination,
                 options: options.clone(),
-            }),
-        })
-        .collect();
-    if mounts.is_empty() {
-        mounts = GuestMount::defaults();
-    }
+            },
+        }
+    }));
     GuestConfig {
         root: RootFs {
             disk: 0,
             fstype: "ext4".to_owned(),
             disk_readonly: false,
             readonly: spec.root.readonly,
+            // What the disks are decides, at the boot.
             writes: Writes::Direct,
         },
         hostname: spec.hostname.clone(),

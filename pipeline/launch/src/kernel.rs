@@ -9,6 +9,8 @@ use fcpipe_kernel::{Kernel, KernelError, KernelStore};
 
 use crate::stored::Stored;
 
+use crate::disk::{MODULES, Writes};
+
 /// The guest program that this fcpipe carries, as it was built with it.
 pub(crate) static GUEST: &[u8] = include_bytes!(env!("FCPIPE_GUEST"));
 
@@ -58,6 +60,8 @@ pub(crate) type Initrd = Stored<Cpio>;
 pub(crate) struct MakeInitrd {
     pub(crate) kernel: Node<ChosenKernel>,
     pub(crate) guest: Digest,
+    /// What this launch's writes need decides over modules.
+    pub(crate) writes: Node<Writes>,
 }
 
 impl Stage for MakeInitrd {
@@ -68,13 +72,15 @@ impl Stage for MakeInitrd {
     fn inputs(&self, k: &mut KeyWriter<'_>) {
         k.node("kernel", &self.kernel);
         k.field("guest program", &self.guest);
+        k.facet("modules for `disk.writes`", &self.writes, MODULES);
     }
 
     fn run(&self, cx: &Cx) -> Result<Initrd, Failure> {
         let kernel = cx.get(&self.kernel)?;
+        let modules = cx.get(&self.writes)?.modules();
         let writer = cx.object("initrd")?;
         let mut buffered = BufWriter::with_capacity(1 << 20, writer.file());
-        fcpipe_kernel::initrd(&kernel.0, GUEST, &mut buffered)
+        fcpipe_kernel::initrd(&kernel.0, GUEST, modules, &mut buffered)
             .map_err(|e| kernel_failure(cx, &kernel.0.id, e))?;
         buffered
             .into_inner()

@@ -14,10 +14,11 @@ use fcpipe_spec::{LaunchId, LaunchSpec};
 use fcpipe_vmm::Vmm;
 
 use crate::control::Control;
+use crate::disk::{ChooseWrites, PrivateDisk, Writes};
 use crate::guest;
 use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
-use crate::kernel::{FindKernel, GUEST, MakeInitrd};
-use crate::machine::{Boot, Booted, PrepareMachine, PrivateDisk, RunProcess, Streams};
+use crate::kernel::{ChosenKernel, FindKernel, GUEST, Initrd, MakeInitrd};
+use crate::machine::{Boot, Booted, PrepareMachine, RunProcess, Streams};
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
 use crate::stock::settle;
@@ -30,6 +31,8 @@ pub struct Host {
     pub store: Arc<Store>,
     /// fcpipe's own directories, which never go into an image.
     pub own: Vec<PathBuf>,
+    /// The state directory, in which launches have theirs.
+    pub state: PathBuf,
     pub cache: CacheMode,
     /// How many steps may work at once, and how many threads a step may use.
     pub threads: usize,
@@ -104,6 +107,8 @@ pub struct Planned {
     pub steps: Vec<Explained>,
     /// The rows that a receipt would have.
     pub rows: Vec<Row>,
+    /// Where its writes would go.
+    pub writes: Writes,
 }
 
 /// How a launch ended.
@@ -207,9 +212,9 @@ pub fn run(
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
     };
-    let (booted, process) = graph_of_run(&run, spec, request, host);
-    let result = settle(&run, &booted, &host.store, || {
-        run.wait(&process).map(|status| *status)
+    let graph = graph_of_run(&run, spec, request, host);
+    let result = settle(&run, &graph.booted, &host.store, || {
+        run.wait(&graph.process).map(|status| *status)
     });
     Launched::ended(result, run.finish())
 }
@@ -219,22 +224,26 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
     let mut settings = host.settings(request.id.as_str(), spec, None);
     settings.plan = true;
     let run = Run::start(settings)?;
-    graph_of_run(&run, spec, request, host);
+    let graph = graph_of_run(&run, spec, request, host);
+    let writes = run.wait(&graph.writes);
     let finished = run.finish();
     finished.result?;
     Ok(Planned {
+        writes: Writes::clone(&*writes?),
         steps: finished.explained,
         rows: finished.receipt.stages,
     })
 }
 
+/// The nodes of a launch that somebody waits for.
+struct Graph {
+    writes: Node<Writes>,
+    booted: Node<Booted>,
+    process: Node<ExitStatus>,
+}
+
 /// The one graph of a launch, whether it is done or only planned.
-fn graph_of_run(
-    run: &Run,
-    spec: &LaunchSpec,
-    request: RunRequest,
-    host: &Host,
-) -> (Node<Booted>, Node<ExitStatus>) {
+fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) -> Graph {
     let (plan, parts) = plan_image(run, spec, request.builder, request.strict, host.own.clone());
     let image = run.stage(
         "image",
@@ -251,8 +260,7 @@ fn graph_of_run(
             name: request.kernel,
         },
     );
-    let guest = blake3::hash(GUEST).into();
-    let initrd = run.stage("initrd", MakeInitrd { kernel, guest });
+    let (writes, initrd) = initrd(run, spec, kernel, host);
     let machine = run.effect(
         "machine",
         PrepareMachine {
@@ -265,12 +273,12 @@ fn graph_of_run(
             memory_mib: spec.machine.memory >> 20,
         },
     );
-    let disk = run.effect("disk", PrivateDisk { image });
+    let disks = run.effect("disk", PrivateDisk { image, writes });
     let booted = run.effect(
         "boot",
         Boot {
             machine,
-            disk,
+            disks,
             boot_id: request.id.as_str().to_owned(),
             config: guest::config(spec),
             timeout: request.boot_timeout,
@@ -285,7 +293,38 @@ fn graph_of_run(
             control: request.control,
         },
     );
-    (booted, process)
+    Graph {
+        writes,
+        booted,
+        process,
+    }
+}
+
+/// Decides where writes go, and makes an initrd with what the guest needs for that.
+pub(crate) fn initrd(
+    run: &Run,
+    spec: &LaunchSpec,
+    kernel: Node<ChosenKernel>,
+    host: &Host,
+) -> (Node<Writes>, Node<Initrd>) {
+    let writes = run.probe(
+        "writes",
+        ChooseWrites {
+            wanted: spec.disk.writes,
+            kernel,
+            state: host.state.clone(),
+        },
+    );
+    let guest = blake3::hash(GUEST).into();
+    let initrd = run.stage(
+        "initrd",
+        MakeInitrd {
+            kernel,
+            guest,
+            writes,
+        },
+    );
+    (writes, initrd)
 }
 
 /// The part that both graphs share: a scan for each source, and the layout of them all.

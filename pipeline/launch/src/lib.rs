@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! scan:/ scan:/mnt/code …  ─► layout ─► image (allocate, copy, seal) ─► disk ─┐
-//!                  kernel ─► initrd ─► machine ─────────────────────────────┴─► boot ─► process
+//!                  kernel ─► writes ─┬─────────────────────────────────┘     │
+//!                                    └─► initrd ─► machine ─────────────────┴─► boot ─► process
 //! ```
 //!
 //! The stage crates do the work and know nothing of the engine; the engine knows nothing of ext4 or of
@@ -16,9 +17,10 @@
 //! [`undo_table`] can take it away without the launch that made it.
 //!
 //! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
-//! `image`, `output`, `kernel` or `machine`.
+//! `image`, `output`, `kernel`, `disk` or `machine`.
 
 mod control;
+mod disk;
 mod guest;
 mod image;
 mod kernel;
@@ -32,6 +34,7 @@ mod stored;
 mod words;
 
 pub use control::{Control, Delivered};
+pub use disk::Writes;
 pub use image::Builder;
 pub use launch::{
     BuildRequest, Built, Host, Launched, PROCESS, Planned, RunRequest, build, plan, run,

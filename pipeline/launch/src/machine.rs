@@ -1,4 +1,4 @@
-//! The effects of a launch: its disk, its machine, its process. Each is in the journal before it is made.
+//! The effects of a launch but its disk: its machine, its process. Each is in the journal before it is made.
 
 use std::fs::File;
 use std::io;
@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fcpipe_engine::{
-    Amount, Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable,
-};
+use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable};
 use fcpipe_proto::host::{RunningProcess, Session, Stdio};
 use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
-use fcpipe_vmm::{Drive, KernelFiles, Machine, MachineConfig, Prepared, Vmm, VmmError};
+use fcpipe_vmm::{KernelFiles, Machine, MachineConfig, Prepared, Vmm, VmmError};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
-use crate::image::Image;
+use crate::disk::{Disks, PrivateDisk};
 use crate::kernel::{ChosenKernel, Initrd};
 
 /// Every effect of a launch, for undoing what a dead one left.
@@ -27,7 +25,7 @@ pub fn undo_table() -> UndoTable {
         .with::<RunProcess>()
 }
 
-fn launch_dir(cx: &Cx) -> Result<PathBuf, Failure> {
+pub(crate) fn launch_dir(cx: &Cx) -> Result<PathBuf, Failure> {
     cx.launch_dir().map(Path::to_path_buf).ok_or_else(|| {
         cx.fail(
             FailureKind::Internal,
@@ -35,55 +33,6 @@ fn launch_dir(cx: &Cx) -> Result<PathBuf, Failure> {
             "there is none",
         )
     })
-}
-
-/// The launch's own writable disk.
-pub(crate) struct PrivateDisk {
-    pub(crate) image: Node<Image>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct DiskEntry {
-    path: PathBuf,
-}
-
-impl Effect for PrivateDisk {
-    const NAME: &'static str = "disk";
-    type Entry = DiskEntry;
-    type Output = PathBuf;
-
-    fn inputs(&self, k: &mut KeyWriter<'_>) {
-        k.node("image", &self.image);
-    }
-
-    fn intend(&self, cx: &Cx) -> Result<DiskEntry, Failure> {
-        Ok(DiskEntry {
-            path: launch_dir(cx)?.join("root.img"),
-        })
-    }
-
-    fn make(&self, entry: &DiskEntry, cx: &Cx) -> Result<PathBuf, Failure> {
-        let image = cx.get(&self.image)?;
-        // Held while it is read: nobody collects it meanwhile.
-        let _lease = cx.lease(image.object())?;
-        let method = fcpipe_disk::private(&image.object().path, &entry.path, &|| cx.cancelled())
-            .map_err(|e| cx.fail(FailureKind::Host, "the machine's disk", e))?;
-        if let fcpipe_disk::Method::Copy { bytes } = method {
-            cx.progress(Amount {
-                bytes_read: bytes,
-                bytes_written: bytes,
-                ..Amount::default()
-            });
-        }
-        Ok(entry.path.clone())
-    }
-
-    fn undo(entry: &DiskEntry) -> Result<(), UndoError> {
-        match std::fs::remove_file(&entry.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Starts what the machine needs before its drives are there.
@@ -158,7 +107,7 @@ impl Effect for PrepareMachine {
 /// Gives the machine its disk, boots it, and configures its guest.
 pub(crate) struct Boot {
     pub(crate) machine: Node<Ready>,
-    pub(crate) disk: Node<PathBuf>,
+    pub(crate) disks: Node<Disks>,
     pub(crate) boot_id: String,
     pub(crate) config: GuestConfig,
     pub(crate) timeout: Duration,
@@ -178,7 +127,7 @@ impl Effect for Boot {
 
     fn inputs(&self, k: &mut KeyWriter<'_>) {
         k.after(&self.machine);
-        k.after(&self.disk);
+        k.after(&self.disks);
     }
 
     fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
@@ -201,13 +150,10 @@ impl Effect for Boot {
                 "it was booted already",
             )
         })?;
-        let disk = Drive {
-            path: cx.get(&self.disk)?.as_ref().clone(),
-            read_only: false,
-        };
+        let disks = cx.get(&self.disks)?;
         let cancelled = || cx.cancelled();
         let machine = prepared
-            .boot(&[disk], &cancelled)
+            .boot(&disks.drives, &cancelled)
             .map_err(|e| machine_failure(cx, e))?;
 
         let deadline = Instant::now() + self.timeout;
@@ -226,8 +172,10 @@ impl Effect for Boot {
                 Err(error) => return Err(guest_failure(cx, &*machine, error)),
             }
         };
+        let mut config = self.config.clone();
+        config.root.writes = disks.writes;
         session
-            .configure(&self.config, deadline)
+            .configure(&config, deadline)
             .map_err(|e| guest_failure(cx, &*machine, e))?;
         Ok(Booted { machine, session })
     }

@@ -8,8 +8,8 @@ use fcpipe_kernel::KernelStore;
 use fcpipe_spec::LaunchSpec;
 
 use crate::image::{Builder, MakeImage};
-use crate::kernel::{FindKernel, GUEST, MakeInitrd};
-use crate::launch::{Host, Launched, plan_image};
+use crate::kernel::FindKernel;
+use crate::launch::{Host, Launched, initrd, plan_image};
 
 /// What `stock` is asked for.
 pub struct StockRequest {
@@ -43,8 +43,7 @@ pub fn stock(spec: &LaunchSpec, request: StockRequest, host: &Host) -> Launched<
     );
     if let Some((store, name)) = request.kernel {
         let kernel = run.probe("kernel", FindKernel { store, name });
-        let guest = blake3::hash(GUEST).into();
-        run.stage("initrd", MakeInitrd { kernel, guest });
+        initrd(&run, spec, kernel, host);
     }
     let finished = run.finish();
     let recorded = |key: &Key| host.store.record(key).is_some();

@@ -249,10 +249,11 @@ impl Agent {
         {
             say(&format!("no entropy from the host: {e}"));
         }
-        let number = config.root.disk;
-        let disk = (self.settings.disk)(number)
-            .ok_or_else(|| refusal(&format!("there is no disk {number}")))?;
-        let root = Root::mount(&self.settings.base, disk, &config.root)?;
+        let disk = |number| {
+            (self.settings.disk)(number)
+                .ok_or_else(|| refusal(&format!("there is no disk {number}")))
+        };
+        let root = Root::mount(&self.settings.base, &disk, &config.root)?;
         *container = ContainerState::Ready { root, config };
         Ok(())
     }

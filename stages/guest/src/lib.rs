@@ -26,6 +26,7 @@ pub mod console;
 pub mod container;
 mod handoff;
 mod loopback;
+mod mapper;
 mod processes;
 pub mod root;
 pub mod serve;

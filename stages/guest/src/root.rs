@@ -1,14 +1,16 @@
-//! The container's root: from a disk to a mount, and back.
+//! The container's root: from one disk or two to a mount, and back.
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use fcpipe_proto::{Failure, FailureKind, RootFs, Writes};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::mapper::Joined;
 
 /// How long a disk may take to appear once its driver is loaded.
 const DISK: Duration = Duration::from_secs(10);
@@ -17,33 +19,49 @@ const RELEASE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(2);
 
+/// What device mapper's device is called.
+const JOINED: &str = "root";
+
 /// A root that is mounted in the agent's mount namespace.
 pub(crate) struct Root {
     path: PathBuf,
-    disk: PathBuf,
+    /// Free of all file systems when the root is released.
+    disks: Vec<PathBuf>,
+    joined: Option<Joined>,
     /// In the order in which they were made.
     mounts: Vec<PathBuf>,
 }
 
 impl Root {
-    /// Mounts the root below `base`.
-    pub(crate) fn mount(base: &Path, disk: PathBuf, root: &RootFs) -> Result<Self, Failure> {
-        wait_for(&disk)?;
+    /// Mounts the root below `base`. `disk` knows the disks by their numbers.
+    pub(crate) fn mount(
+        base: &Path,
+        disk: &dyn Fn(u32) -> Result<PathBuf, Failure>,
+        root: &RootFs,
+    ) -> Result<Self, Failure> {
+        let image = disk(root.disk)?;
+        wait_for(&image)?;
         let mut this = Root {
             path: base.join("root"),
-            disk,
+            disks: vec![image.clone()],
+            joined: None,
             mounts: Vec::new(),
         };
         let result = match root.writes {
             Writes::Direct => {
                 let path = this.path.clone();
-                this.mount_disk(&path, root, root.disk_readonly)
+                this.mount_disk(&image, &path, root, root.disk_readonly)
             }
-            Writes::Overlay => this.mount_overlay(base, root),
+            Writes::Snapshot { scratch } => {
+                disk(scratch).and_then(|scratch| this.mount_snapshot(&image, scratch, root))
+            }
+            Writes::Overlay { scratch } => {
+                disk(scratch).and_then(|scratch| this.mount_overlay(base, &image, scratch, root))
+            }
         };
         if let Err(failure) = result {
             // What stays mounted is of no use, and the machine ends soon.
-            let _ = this.unmount_all();
+            let _ = this.undo();
             return Err(failure);
         }
         Ok(this)
@@ -53,32 +71,67 @@ impl Root {
         &self.path
     }
 
-    fn mount_disk(&mut self, on: &Path, root: &RootFs, readonly: bool) -> Result<(), Failure> {
+    fn mount_disk(
+        &mut self,
+        disk: &Path,
+        on: &Path,
+        root: &RootFs,
+        readonly: bool,
+    ) -> Result<(), Failure> {
         let flags = if readonly {
             MountFlags::RDONLY
         } else {
             MountFlags::empty()
         };
-        let disk = self.disk.clone();
-        self.mount_one(&disk, on, &root.fstype, flags, "")
+        self.mount_one(disk, on, &root.fstype, flags, "")
     }
 
-    fn mount_overlay(&mut self, base: &Path, root: &RootFs) -> Result<(), Failure> {
+    /// The file system is the disk's own, to the last bit; only its blocks come from two disks.
+    fn mount_snapshot(
+        &mut self,
+        image: &Path,
+        scratch: PathBuf,
+        root: &RootFs,
+    ) -> Result<(), Failure> {
+        wait_for(&scratch)?;
+        let joined = Joined::new(JOINED, image, &scratch).map_err(|e| {
+            let what = match e.kind() {
+                io::ErrorKind::NotFound => "the guest's kernel has no device mapper",
+                io::ErrorKind::InvalidInput => "joining it and its scratch disk (dm_snapshot)",
+                _ => "joining it and its scratch disk",
+            };
+            failed(image, what, &e)
+        })?;
+        let disk = joined.path().to_owned();
+        self.disks.push(scratch);
+        self.joined = Some(joined);
+        wait_for(&disk)?;
+        let path = self.path.clone();
+        self.mount_disk(&disk, &path, root, false)
+    }
+
+    fn mount_overlay(
+        &mut self,
+        base: &Path,
+        image: &Path,
+        disk: PathBuf,
+        root: &RootFs,
+    ) -> Result<(), Failure> {
+        wait_for(&disk)?;
         let (lower, scratch) = (base.join("lower"), base.join("scratch"));
-        self.mount_disk(&lower, root, true)?;
-        self.mount_one(
-            Path::new("scratch"),
-            &scratch,
-            "tmpfs",
-            MountFlags::empty(),
-            "",
-        )?;
+        self.mount_disk(image, &lower, root, true)?;
+        self.mount_one(&disk, &scratch, "ext4", MountFlags::empty(), "")?;
+        self.disks.push(disk);
         let (upper, work) = (scratch.join("upper"), scratch.join("work"));
         for dir in [&upper, &work] {
             fs::create_dir(dir).map_err(|e| failed(dir, "making it", &e))?;
         }
+        // The merged root is the upper one to everybody who looks.
+        like(&lower, &upper).map_err(|e| failed(&upper, "making it like the image's root", &e))?;
+        // `index` keeps hard links together when one of them is written, `redirect_dir` lets directories of the
+        // image be renamed, `xino` gives every file the same device and a number that stays.
         let data = format!(
-            "lowerdir={},upperdir={},workdir={}",
+            "lowerdir={},upperdir={},workdir={},index=on,redirect_dir=on,xino=on",
             lower.display(),
             upper.display(),
             work.display()
@@ -114,44 +167,76 @@ impl Root {
         Ok(())
     }
 
-    /// Writes everything back and lets the disk go. After that it is free of the file system, so
+    /// Writes everything back and lets the disks go. After that they are free of the file system, so
     /// that nothing more can be written.
     ///
     /// # Errors
-    /// What still holds it after [`RELEASE`]; all was written back even so.
+    /// What still holds one after [`RELEASE`]; all was written back even so.
     pub(crate) fn release(mut self) -> io::Result<()> {
         let deadline = Instant::now() + RELEASE;
-        let mut released = self.unmount_all();
+        // The container's mount namespace may still be on its way out: its copy of the mounts holds what is
+        // below them until then.
+        let mut released = self.undo();
         while released.is_err() && Instant::now() < deadline {
             sleep(STEP);
-            released = self.unmount_all();
+            released = self.undo();
         }
         rustix::fs::sync();
         released?;
-        // The container's mount namespace may still be on its way out: its copy of the mount
-        // claims the disk until then.
-        loop {
-            let mut claim = OpenOptions::new();
-            match claim
-                .read(true)
-                .custom_flags(nix::libc::O_EXCL)
-                .open(&self.disk)
-            {
-                Ok(_) => return Ok(()),
-                Err(e) if Instant::now() >= deadline => return Err(e),
-                Err(_) => sleep(STEP),
-            }
-        }
+        self.disks.iter().try_for_each(|disk| claim(disk, deadline))
     }
 
-    fn unmount_all(&mut self) -> io::Result<()> {
+    /// Takes away what was made, the last first; goes on where it was stopped.
+    fn undo(&mut self) -> io::Result<()> {
         while let Some(last) = self.mounts.last() {
             unmount(last, UnmountFlags::empty())?;
             self.mounts.pop();
         }
+        if let Some(joined) = &self.joined {
+            joined.remove()?;
+            self.joined = None;
+        }
         Ok(())
     }
 }
+
+/// Waits until no file system holds the disk.
+fn claim(disk: &Path, deadline: Instant) -> io::Result<()> {
+    loop {
+        let mut claim = OpenOptions::new();
+        match claim.read(true).custom_flags(nix::libc::O_EXCL).open(disk) {
+            Ok(_) => return Ok(()),
+            Err(e) if Instant::now() >= deadline => return Err(e),
+            Err(_) => sleep(STEP),
+        }
+    }
+}
+
+/// Gives the directory `to` the owner, mode, attributes and times of `from`.
+fn like(from: &Path, to: &Path) -> io::Result<()> {
+    let meta = fs::metadata(from)?;
+    std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))?;
+    fs::set_permissions(to, meta.permissions())?;
+    let mut names = vec![0; XATTR_LIST_MAX];
+    let len = rustix::fs::listxattr(from, &mut names)?;
+    let names = names[..len].split(|&byte| byte == 0);
+    for name in names.filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay.")) {
+        let mut value = vec![0; XATTR_SIZE_MAX];
+        let len = rustix::fs::getxattr(from, name, &mut value)?;
+        rustix::fs::setxattr(to, name, &value[..len], rustix::fs::XattrFlags::empty())?;
+    }
+    let time = |tv_sec, tv_nsec| rustix::fs::Timespec { tv_sec, tv_nsec };
+    let times = rustix::fs::Timestamps {
+        last_access: time(meta.atime(), meta.atime_nsec()),
+        last_modification: time(meta.mtime(), meta.mtime_nsec()),
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, to, &times, rustix::fs::AtFlags::empty())?;
+    Ok(())
+}
+
+/// The kernel's limits, `linux/limits.h`.
+const XATTR_LIST_MAX: usize = 65_536;
+const XATTR_SIZE_MAX: usize = 65_536;
 
 fn wait_for(disk: &Path) -> Result<(), Failure> {
     let deadline = Instant::now() + DISK;

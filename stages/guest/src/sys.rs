@@ -116,3 +116,67 @@ pub fn credit_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// What an ioctl of device mapper takes and gives: `struct dm_ioctl` of `linux/dm-ioctl.h`, and behind it room for one
+/// `struct dm_target_spec` and its parameters.
+#[repr(C)]
+pub(crate) struct DmIoctl {
+    pub(crate) version: [u32; 3],
+    /// Of all of this, bytes.
+    pub(crate) data_size: u32,
+    /// Where the target is, bytes from the beginning.
+    pub(crate) data_start: u32,
+    pub(crate) target_count: u32,
+    pub(crate) open_count: i32,
+    pub(crate) flags: u32,
+    pub(crate) event_nr: u32,
+    pub(crate) padding: u32,
+    /// The mapped device's number, as `huge_encode_dev` writes it.
+    pub(crate) dev: u64,
+    /// NUL-terminated.
+    pub(crate) name: [u8; 128],
+    pub(crate) uuid: [u8; 129],
+    pub(crate) data: [u8; 7],
+    pub(crate) target: DmTarget,
+    /// The target's own words, NUL-terminated.
+    pub(crate) parameters: [u8; 128],
+}
+
+/// `struct dm_target_spec`.
+#[repr(C)]
+pub(crate) struct DmTarget {
+    /// In units of 512 bytes.
+    pub(crate) sector_start: u64,
+    pub(crate) length: u64,
+    pub(crate) status: i32,
+    /// Bytes from this target to the next.
+    pub(crate) next: u32,
+    pub(crate) target_type: [u8; 16],
+}
+
+impl DmIoctl {
+    /// `sizeof(struct dm_ioctl)`, which is part of the requests' numbers.
+    pub(crate) const HEADER: usize = std::mem::offset_of!(DmIoctl, target);
+}
+
+/// Asks device mapper for something; the answer is in `request`.
+pub(crate) fn device_mapper(
+    control: BorrowedFd<'_>,
+    command: u8,
+    request: &mut DmIoctl,
+) -> io::Result<()> {
+    const _: () = assert!(DmIoctl::HEADER == 312 && size_of::<DmTarget>() == 40);
+    /// `_IOWR(0xfd, 0, struct dm_ioctl)`
+    const DM_IOCTL: u32 = 3 << 30 | (DmIoctl::HEADER as u32) << 16 | 0xfd << 8;
+    // The kernel copies that many bytes in, and at most as many out.
+    request.data_size = size_of::<DmIoctl>() as u32;
+    let number = DM_IOCTL | u32::from(command);
+    // SAFETY: the kernel reads and writes `data_size` bytes, which is the size of `request`; every field is an
+    // integer, so whatever it writes is valid.
+    let result = unsafe { libc::ioctl(control.as_raw_fd(), number as _, &raw mut *request) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -3,7 +3,7 @@
 //! | path | what |
 //! |---|---|
 //! | `/init` | the guest program, 0755 |
-//! | `/modules/NN-name.ko` | modules, unpacked; NN counts from 00 in the order of loading |
+//! | `/modules/NN-name.ko` | the modules that this launch needs, unpacked; NN counts from 00 in the order of loading |
 //! | `/modules/order` | their file names, one a line, in the order of loading |
 //! | `/dev/console` | 5:1, which the kernel opens for init before anything is mounted |
 //! | `/dev` `/proc` `/sys` `/newroot` | empty, to mount on |
@@ -15,16 +15,18 @@
 use std::io::{self, Write};
 
 use crate::cpio::CpioWriter;
+use crate::elf;
 use crate::error::{KernelError, io_error};
 use crate::limits::{MAX_GUEST, MAX_MODULE};
-use crate::modules::read_file;
-use crate::store::Kernel;
+use crate::modules::{Needed, read_file};
+use crate::store::{Kernel, Module};
+use crate::wanted::{WANTED, When};
 
-/// Raise it whenever the same kernel and guest program would give other bytes.
-pub const INITRD_VERSION: u32 = 1;
+/// Raise it whenever the same kernel, guest program and names would give other bytes.
+pub const INITRD_VERSION: u32 = 2;
 
 /// All that an initrd's bytes depend on: the key of the stage that makes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InitrdInputs {
     /// [`INITRD_VERSION`].
     pub version: u32,
@@ -32,14 +34,20 @@ pub struct InitrdInputs {
     pub kernel: blake3::Hash,
     /// blake3 of the guest program.
     pub guest: blake3::Hash,
+    /// The modules asked for, sorted, each once.
+    pub asked: Vec<String>,
 }
 
 /// The inputs of [`initrd`] as digests, without making it.
-pub fn initrd_digest_inputs(kernel: &Kernel, guest: &[u8]) -> InitrdInputs {
+pub fn initrd_digest_inputs(kernel: &Kernel, guest: &[u8], asked: &[&str]) -> InitrdInputs {
+    let mut asked: Vec<String> = asked.iter().map(|&name| name.to_owned()).collect();
+    asked.sort();
+    asked.dedup();
     InitrdInputs {
         version: INITRD_VERSION,
         kernel: kernel.digest,
         guest: blake3::hash(guest),
+        asked,
     }
 }
 
@@ -54,7 +62,10 @@ pub struct InitrdInfo {
     pub modules: usize,
 }
 
-/// Writes the initrd of `kernel` with `guest` as `/init`. Equal arguments give equal bytes.
+/// Writes the initrd of `kernel` with `guest` as `/init`. Equal arguments give equal bytes, whatever the order of `asked`.
+///
+/// In it are the modules that every guest gets, those of [`When::Asked`] that `asked` names, and what these
+/// depend on. A name that the kernel has built in or does not have adds nothing: [`Kernel::has_module`] tells before.
 ///
 /// # Errors
 /// A module in the store that is not what was imported, a guest program that is empty or too large,
@@ -62,6 +73,7 @@ pub struct InitrdInfo {
 pub fn initrd(
     kernel: &Kernel,
     guest: &[u8],
+    asked: &[&str],
     writer: &mut dyn Write,
 ) -> Result<InitrdInfo, KernelError> {
     if guest.is_empty() {
@@ -83,17 +95,10 @@ pub fn initrd(
         cpio.file("init", 0o755, guest)
     };
     start(&mut cpio).map_err(KernelError::Initrd)?;
-    for (n, module) in kernel.modules.iter().enumerate() {
-        let file = std::fs::File::open(&module.path).map_err(io_error("open", &module.path))?;
-        let bytes = read_file(&module.path, &file, MAX_MODULE, "a module")?;
-        if blake3::hash(&bytes) != module.digest {
-            return Err(KernelError::DamagedStore {
-                path: module.path.clone(),
-                why: "its content is not what was imported".to_owned(),
-            });
-        }
+    let modules = select(kernel, asked)?;
+    for (n, (module, bytes)) in modules.iter().enumerate() {
         let name = format!("{n:02}-{}.ko", module.name);
-        cpio.file(&format!("modules/{name}"), 0o644, &bytes)
+        cpio.file(&format!("modules/{name}"), 0o644, bytes)
             .map_err(KernelError::Initrd)?;
         order.push_str(&name);
         order.push('\n');
@@ -104,8 +109,62 @@ pub fn initrd(
     Ok(InitrdInfo {
         size,
         digest: hashing.hasher.finalize(),
-        modules: kernel.modules.len(),
+        modules: modules.len(),
     })
+}
+
+/// The modules of an initrd with their bytes, in the order of loading.
+fn select<'k>(
+    kernel: &'k Kernel,
+    asked: &[&str],
+) -> Result<Vec<(&'k Module, Vec<u8>)>, KernelError> {
+    let mut read = Vec::with_capacity(kernel.modules.len());
+    for module in &kernel.modules {
+        let bytes = stored(module)?;
+        let info = elf::modinfo(&module.path, &bytes)?;
+        read.push((module, bytes, info));
+    }
+    let mut needed = Needed::default();
+    for (module, _, _) in &read {
+        let wanted = WANTED.iter().find(|wanted| wanted.name == module.name);
+        let root = match wanted {
+            Some(wanted) => wanted.when == When::Always || asked.contains(&wanted.name),
+            // Somebody's dependency, or one that the importer asked for by name, which is for every guest.
+            None => !read.iter().any(|(_, _, info)| info.names(&module.name)),
+        };
+        if root {
+            needed.root(&module.name);
+        }
+    }
+    // What a module depends on goes before it, so that one pass from the end finds all of it; but soft
+    // dependencies may come after.
+    loop {
+        let mut new = false;
+        for (module, _, info) in read.iter().rev() {
+            new |= needed.follow(&module.name, info);
+        }
+        if !new {
+            break;
+        }
+    }
+    Ok(read
+        .into_iter()
+        .filter(|(module, _, _)| needed.has(&module.name))
+        .map(|(module, bytes, _)| (module, bytes))
+        .collect())
+}
+
+/// A module's bytes, which are what was imported.
+fn stored(module: &Module) -> Result<Vec<u8>, KernelError> {
+    let file = std::fs::File::open(&module.path).map_err(io_error("open", &module.path))?;
+    let bytes = read_file(&module.path, &file, MAX_MODULE, "a module")?;
+    if blake3::hash(&bytes) != module.digest {
+        return Err(KernelError::DamagedStore {
+            path: module.path.clone(),
+            why: "its content is not what was imported".to_owned(),
+        });
+    }
+    Ok(bytes)
 }
 
 /// Hashes what passes through.

@@ -4,7 +4,7 @@
 //! a bzImage or an ELF vmlinux, takes the ELF kernel out of the boot image (Firecracker before 1.17
 //! wants it), picks the few modules that a guest needs ([`WANTED`]), finds what those need and an
 //! order to load them in, and stores all of that under `<data_dir>/kernels/v1/<id>/`. [`initrd`]
-//! packs the guest program and those modules, in that order, into an uncompressed cpio.
+//! packs the guest program and those of the modules that a launch needs, in that order, into an uncompressed cpio.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), fcpipe_kernel::KernelError> {
@@ -12,7 +12,7 @@
 //! let store = KernelStore::open("/var/lib/fcpipe".as_ref())?;
 //! let kernel = store.import("linux-image-cloud.deb".as_ref(), None)?;
 //! let mut out = Vec::new();
-//! let info = initrd(&kernel, b"\x7fELF...", &mut out)?;
+//! let info = initrd(&kernel, b"\x7fELF...", &["dm_snapshot"], &mut out)?;
 //! assert_eq!(info.size, out.len() as u64);
 //! # Ok(()) }
 //! ```
@@ -24,7 +24,7 @@
 //! Architecture invariant: imported kernels are data, not cache. Nothing here deletes or changes a
 //! good one; an import is there in full and on the disk, or it is not there.
 //!
-//! Architecture invariant: the same kernel and guest program give the same initrd, byte for byte, and
+//! Architecture invariant: the same kernel, guest program and names of modules give the same initrd, byte for byte, and
 //! the same kernel gives the same id, whether it came as a package or as loose files.
 //!
 //! Begin reading at `store.rs` (what is kept), then `import.rs` (how it comes in), `modules.rs` (which
@@ -49,4 +49,4 @@ mod wanted;
 pub use error::KernelError;
 pub use initrd::{INITRD_VERSION, InitrdInfo, InitrdInputs, initrd, initrd_digest_inputs};
 pub use store::{ImportOptions, Kernel, KernelStore, Listing, Module};
-pub use wanted::{Need, WANTED, Wanted};
+pub use wanted::{Need, WANTED, Wanted, When};

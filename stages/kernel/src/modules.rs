@@ -212,6 +212,54 @@ struct Loaded {
     info: ModInfo,
 }
 
+/// Which modules of a set are needed by some of them.
+#[derive(Debug, Default)]
+pub(crate) struct Needed(BTreeSet<String>);
+
+impl Needed {
+    pub(crate) fn root(&mut self, name: &str) {
+        self.0.insert(name.to_owned());
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    /// Adds what the module `name` depends on if it is needed itself; true if anything was new.
+    pub(crate) fn follow(&mut self, name: &str, info: &ModInfo) -> bool {
+        if !self.has(name) {
+            return false;
+        }
+        let before = self.0.len();
+        self.0.extend(info.all_names().map(str::to_owned));
+        self.0.len() > before
+    }
+}
+
+/// The modules that a soft dependency means.
+fn unalias(name: &str) -> impl Iterator<Item = &str> {
+    let names = ALIASES.iter().find(|(alias, _)| *alias == name);
+    let (itself, names) = match names {
+        Some((_, names)) => (None, *names),
+        None => (Some(name), &[][..]),
+    };
+    itself.into_iter().chain(names.iter().copied())
+}
+
+impl ModInfo {
+    /// All that it depends on, strictly or softly.
+    fn all_names(&self) -> impl Iterator<Item = &str> {
+        let soft = self.pre.iter().chain(&self.post);
+        let soft = soft.flat_map(|name| unalias(name));
+        self.depends.iter().map(String::as_str).chain(soft)
+    }
+
+    /// Whether it depends on the module `name`, strictly or softly.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.all_names().any(|other| other == name)
+    }
+}
+
 /// A module chosen for the guest, unpacked.
 pub(crate) struct Chosen {
     pub(crate) name: String,
@@ -431,12 +479,7 @@ impl Walk<'_, '_> {
     /// Follows a hint. One that leads back to where it came from cannot be followed, and is dropped
     /// with all that hangs on it.
     fn visit_soft(&mut self, name: &str) -> Result<(), KernelError> {
-        let alias = [name];
-        let names = ALIASES
-            .iter()
-            .find(|(alias, _)| *alias == name)
-            .map_or(&alias[..], |(_, names)| names);
-        for name in names {
+        for name in unalias(name) {
             let before = (self.done.clone(), self.path.len(), self.order.len());
             match self.visit(name, None) {
                 Err(KernelError::ModuleCycle { .. }) => {

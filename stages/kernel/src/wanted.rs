@@ -1,5 +1,6 @@
-//! Which modules a guest gets. A kernel package has a thousand and more; every one kept is unpacked
-//! and loaded at each boot, so this list is short, and says for each what it is for.
+//! Which modules are kept of a kernel, and which of them a guest gets. A kernel package has a thousand and
+//! more; every one in an initrd is unpacked and loaded at each boot, so this list is short, says for each what
+//! it is for, and leaves to the launch what only some launches need.
 
 /// What happens if a module of the list is neither there nor built in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,15 @@ pub enum Need {
     Optional,
 }
 
+/// Which initrds a module is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// All.
+    Always,
+    /// Those of launches that ask for it by name: see [`crate::initrd`].
+    Asked,
+}
+
 /// One line of [`WANTED`].
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -20,6 +30,8 @@ pub struct Wanted {
     pub name: &'static str,
     /// How much it is missed.
     pub need: Need,
+    /// Which initrds it is in.
+    pub when: When,
     /// A NUL-terminated string of the driver that stands in a kernel which has it built in, and in
     /// no other. Only asked where no `modules.builtin` is at hand.
     pub(crate) evidence: &'static str,
@@ -36,6 +48,18 @@ const fn wanted(
     Wanted {
         name,
         need,
+        when: When::Always,
+        evidence,
+        why,
+    }
+}
+
+/// A module that only some launches have a use for; all can do without.
+const fn asked(name: &'static str, evidence: &'static str, why: &'static str) -> Wanted {
+    Wanted {
+        name,
+        need: Need::Optional,
+        when: When::Asked,
         evidence,
         why,
     }
@@ -71,26 +95,15 @@ pub const WANTED: &[Wanted] = &[
         "ext4",
         "every image this project makes",
     ),
-    wanted("overlay", Need::Optional, "overlay", "writes: overlay"),
-    wanted("fuse", Need::Optional, "fuse", "live mounts"),
-    wanted(
+    asked("overlay", "overlay", "writes: overlay"),
+    asked("fuse", "fuse", "live mounts"),
+    asked(
         "virtiofs",
-        Need::Optional,
         "virtiofs",
         "live mounts under a VMM with vhost-user-fs",
     ),
-    wanted(
-        "dm_mod",
-        Need::Optional,
-        "device-mapper",
-        "what dm_snapshot stands on",
-    ),
-    wanted(
-        "dm_snapshot",
-        Need::Optional,
-        "snapshot-origin",
-        "writes: snapshot",
-    ),
+    asked("dm_mod", "device-mapper", "what dm_snapshot stands on"),
+    asked("dm_snapshot", "snapshot-origin", "writes: snapshot"),
     wanted(
         "af_packet",
         Need::Optional,

@@ -84,8 +84,19 @@ fn a_distribution_package_is_imported_and_packed() {
     assert!(kernel.modules.len() < 40);
 
     let mut archive = Vec::new();
-    let info = initrd(&kernel, b"\x7fELF", &mut archive).unwrap();
+    let all = ["overlay", "fuse", "virtiofs", "dm_mod", "dm_snapshot"];
+    let info = initrd(&kernel, b"\x7fELF", &all, &mut archive).unwrap();
     assert_eq!(info.modules, kernel.modules.len());
+    let count = |asked: &[&str]| {
+        let info = initrd(&kernel, b"\x7fELF", asked, &mut std::io::sink());
+        info.unwrap().modules
+    };
+    // fuse is what virtiofs stands on.
+    let least = kernel.modules.len() - 6;
+    assert_eq!(count(&[]), least);
+    assert_eq!(count(&["overlay"]), least + 1);
+    assert_eq!(count(&["dm_snapshot"]), least + 3);
+    assert_eq!(count(&["virtiofs"]), least + 2);
     assert!(
         info.size < 16 << 20,
         "{} bytes are unpacked at each boot",

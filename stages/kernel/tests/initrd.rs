@@ -3,16 +3,16 @@
 use std::io::{self, Write};
 
 use fcpipe_kernel::{
-    INITRD_VERSION, InitrdInfo, Kernel, KernelError, initrd, initrd_digest_inputs,
+    INITRD_VERSION, ImportOptions, InitrdInfo, Kernel, KernelError, initrd, initrd_digest_inputs,
 };
 
-use crate::make::{Lab, oracle, usual_modules};
+use crate::make::{Lab, module, oracle, usual_modules};
 
 const GUEST: &[u8] = b"\x7fELF, of odd length";
 
 fn packed(kernel: &Kernel) -> (Vec<u8>, InitrdInfo) {
     let mut out = Vec::new();
-    let info = initrd(kernel, GUEST, &mut out).unwrap();
+    let info = initrd(kernel, GUEST, &[], &mut out).unwrap();
     (out, info)
 }
 
@@ -150,14 +150,87 @@ fn equal_input_gives_equal_bytes_anywhere() {
     let kernel_a = a.import_with_modules(&usual_modules()).unwrap();
     let kernel_b = b.import_with_modules(&usual_modules()).unwrap();
     assert!(packed(&kernel_a).0 == packed(&kernel_b).0);
-    let inputs = initrd_digest_inputs(&kernel_a, GUEST);
-    assert_eq!(inputs, initrd_digest_inputs(&kernel_b, GUEST));
+    let inputs = initrd_digest_inputs(&kernel_a, GUEST, &[]);
+    assert_eq!(inputs, initrd_digest_inputs(&kernel_b, GUEST, &[]));
     assert_eq!(inputs.version, INITRD_VERSION);
-    assert_ne!(inputs, initrd_digest_inputs(&kernel_a, b"another"));
+    assert_ne!(inputs, initrd_digest_inputs(&kernel_a, b"another", &[]));
     let other = a
         .import(&crate::make::vmlinux("6.1.0", crate::make::ALL_BUILTIN))
         .unwrap();
-    assert_ne!(inputs, initrd_digest_inputs(&other, GUEST));
+    assert_ne!(inputs, initrd_digest_inputs(&other, GUEST, &[]));
+}
+
+fn names(kernel: &Kernel, asked: &[&str]) -> Vec<String> {
+    let mut archive = Vec::new();
+    initrd(kernel, GUEST, asked, &mut archive).unwrap();
+    let entries = unpack(&archive).into_iter().map(|entry| entry.name);
+    entries
+        .filter_map(|name| Some(name.strip_prefix("modules/")?.split_once('-')?.1.to_owned()))
+        .collect()
+}
+
+#[test]
+fn a_launch_gets_the_modules_it_asks_for_and_what_they_need() {
+    let lab = Lab::new();
+    let usual = lab.import_with_modules(&usual_modules()).unwrap();
+    let usual = names(&usual, &[]);
+    let mut modules = usual_modules();
+    modules.extend([
+        (
+            "kernel/drivers/md/dm-snapshot.ko",
+            module("dm_snapshot", "dm-mod,dm-bufio", &[]),
+        ),
+        (
+            "kernel/drivers/md/dm-bufio.ko",
+            module("dm_bufio", "dm-mod", &[]),
+        ),
+        (
+            "kernel/drivers/md/dm-mod.ko",
+            module("dm_mod", "", &["softdep=post: fuse"]),
+        ),
+        ("kernel/fs/fuse/fuse.ko", module("fuse", "", &[])),
+        ("kernel/fs/overlayfs/overlay.ko", module("overlay", "", &[])),
+    ]);
+    let kernel = lab.import_with_modules(&modules).unwrap();
+    assert_eq!(names(&kernel, &[]), usual);
+    let more = |asked: &[&str]| -> Vec<String> {
+        let mut names = names(&kernel, asked);
+        names.retain(|name| !usual.contains(name));
+        names
+    };
+    assert_eq!(more(&["overlay"]), ["overlay.ko"]);
+    // In the order of loading, whatever the order of asking; a soft dependency comes along.
+    assert_eq!(
+        more(&["dm_snapshot"]),
+        ["fuse.ko", "dm_mod.ko", "dm_bufio.ko", "dm_snapshot.ko"]
+    );
+    assert_eq!(
+        more(&["dm_snapshot", "overlay"]),
+        more(&["overlay", "dm_snapshot"])
+    );
+    // What the kernel does not have adds nothing, and neither does what nobody could ask for.
+    assert_eq!(more(&["virtiofs", "soundcore"]), [""; 0]);
+
+    let of = |asked: &[&str]| initrd_digest_inputs(&kernel, GUEST, asked);
+    assert_ne!(of(&[]), of(&["overlay"]));
+    assert_eq!(
+        of(&["overlay", "dm_mod"]),
+        of(&["dm_mod", "overlay", "dm_mod"])
+    );
+}
+
+#[test]
+fn modules_that_the_importer_asked_for_are_for_every_guest() {
+    let lab = Lab::new();
+    let dir = lab.modules_dir(&usual_modules());
+    let image = lab.write("given", &crate::make::vmlinux(crate::make::RELEASE, b""));
+    let extra = ["soundcore".to_owned()];
+    let options = ImportOptions {
+        modules: Some(&dir),
+        extra: &extra,
+    };
+    let kernel = lab.store.import_with(&image, &options).unwrap();
+    assert!(names(&kernel, &[]).contains(&"soundcore.ko".to_owned()));
 }
 
 /// If this fails, the bytes changed: raise `INITRD_VERSION` and put the new digest here.
@@ -169,7 +242,7 @@ fn the_bytes_of_this_version_are_fixed() {
     assert_eq!(
         (INITRD_VERSION, digest.as_str()),
         (
-            1,
+            2,
             "2c5bfe74987b4df2029252432affafe55649ffaacaf40abad358679ea1b3aa9c"
         )
     );
@@ -184,13 +257,13 @@ fn a_module_that_changed_in_the_store_is_not_packed() {
     bytes[70] ^= 1;
     std::fs::remove_file(path).unwrap();
     std::fs::write(path, bytes).unwrap();
-    let error = initrd(&kernel, GUEST, &mut io::sink()).unwrap_err();
+    let error = initrd(&kernel, GUEST, &[], &mut io::sink()).unwrap_err();
     assert!(
         matches!(&error, KernelError::DamagedStore { path: p, .. } if p == path),
         "{error}"
     );
     std::fs::remove_file(path).unwrap();
-    let error = initrd(&kernel, GUEST, &mut io::sink()).unwrap_err();
+    let error = initrd(&kernel, GUEST, &[], &mut io::sink()).unwrap_err();
     assert!(error.to_string().contains("virtio_pci.ko"), "{error}");
 }
 
@@ -214,12 +287,12 @@ fn what_cannot_be_written_is_an_error() {
     let kernel = lab.import_with_modules(&usual_modules()).unwrap();
     let whole = packed(&kernel).0.len();
     for room in (0..whole).step_by(331) {
-        let error = initrd(&kernel, GUEST, &mut Full(room)).unwrap_err();
+        let error = initrd(&kernel, GUEST, &[], &mut Full(room)).unwrap_err();
         assert!(matches!(error, KernelError::Initrd(_)), "{room}: {error}");
     }
-    initrd(&kernel, GUEST, &mut Full(whole)).unwrap();
+    initrd(&kernel, GUEST, &[], &mut Full(whole)).unwrap();
     assert!(matches!(
-        initrd(&kernel, b"", &mut io::sink()),
+        initrd(&kernel, b"", &[], &mut io::sink()),
         Err(KernelError::BadGuest(_))
     ));
 }

@@ -4,7 +4,7 @@
 //! cargo run -p fcpipe-proto --example run_in_guest -- /tmp/vm/vsock BOOT-ID -- /bin/ls -l /
 //! ```
 //!
-//! The VM's first disk is its root, an ext4. Several commands, each after `--`, run at once: the
+//! The VM's first disk is its root, an ext4; with `overlay` or `snapshot` the second is its scratch. Several commands, each after `--`, run at once: the
 //! first is the container's PID 1. Standard input goes to the first. `-- :kill SECONDS SIGNAL`
 //! sends a signal to the first. With `bell`, start it before the VM. The answer is the first command's exit code.
 
@@ -26,7 +26,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut commands = args.split(|a| a == "--");
     let Some([socket, boot_id, options @ ..]) = commands.next() else {
         return Err(
-            "usage: run_in_guest SOCKET BOOT-ID [bell] [ro] [overlay] -- COMMAND [-- COMMAND]…"
+            "usage: run_in_guest SOCKET BOOT-ID [bell] [ro] [overlay|snapshot] -- COMMAND [-- COMMAND]…"
                 .into(),
         );
     };
@@ -58,7 +58,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             disk_readonly: has("ro"),
             readonly: has("ro"),
             writes: if has("overlay") {
-                Writes::Overlay
+                Writes::Overlay { scratch: 1 }
+            } else if has("snapshot") {
+                Writes::Snapshot { scratch: 1 }
             } else {
                 Writes::Direct
             },

@@ -45,14 +45,25 @@ pub enum Writes {
     /// To the disk.
     #[default]
     Direct,
-    /// To memory, by an overlay file system over the disk, which is mounted read-only.
-    Overlay,
+    /// To a second disk, as large as the first and of zeros: device mapper's snapshot joins the two, and the disk
+    /// is never written.
+    Snapshot {
+        /// The second disk's place among the VM's disks.
+        scratch: u32,
+    },
+    /// To an empty ext4 on a second disk, by an overlay file system; the disk is mounted read-only.
+    Overlay {
+        /// The second disk's place among the VM's disks.
+        scratch: u32,
+    },
 }
 
 /// A file system that the guest mounts for the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMount {
-    /// `proc`, `tmpfs`, … `cgroup` is the guest's unified hierarchy, as the container sees it.
+    /// `proc`, `tmpfs`, … `cgroup` is the guest's unified hierarchy, as the container sees it. `bind` is what the
+    /// root has at the destination already, as a mount of its own: for the options, and so that what is mounted
+    /// above it before does not hide it.
     pub fstype: String,
     pub source: String,
     /// Absolute, resolved inside the root.
@@ -63,6 +74,20 @@ pub struct GuestMount {
 }
 
 impl GuestMount {
+    /// What the root has at `destination`, made a mount with these options.
+    #[must_use]
+    pub fn bind(destination: String, options: Vec<String>) -> GuestMount {
+        GuestMount {
+            fstype: Self::BIND.to_owned(),
+            source: String::new(),
+            destination,
+            options,
+        }
+    }
+
+    /// The type of what is in the root already.
+    pub const BIND: &str = "bind";
+
     fn new(fstype: &str, source: &str, destination: &str, options: &[&str]) -> Self {
         GuestMount {
             fstype: fstype.to_owned(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fcpipe_engine::{CancelToken, EventSender};
 use fcpipe_kernel::KernelStore;
-use fcpipe_launch::{Control, Planned, RunRequest, Streams};
+use fcpipe_launch::{Control, Planned, RunRequest, Streams, Writes};
 use fcpipe_spec::LaunchId;
 use serde_json::json;
 
@@ -20,11 +20,21 @@ pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
     let planned = look(global, &arguments.planning)?;
     let verdicts = verdicts(&planned.steps);
     let text = match global.format {
-        Format::Human => table(&verdicts),
-        Format::Json => format!("{:#}\n", as_json(&verdicts)),
+        Format::Human => format!("{}{}", table(&verdicts), disk(&planned.writes)),
+        Format::Json => {
+            let mut json = as_json(&verdicts);
+            json["disk"] = json!({"writes": planned.writes.way(), "why": planned.writes.why()});
+            format!("{json:#}\n")
+        }
     };
     print(&text)?;
     Ok(0)
+}
+
+/// `disk: writes by snapshot: /var/lib/fcpipe/state is on ext4, which …`.
+fn disk(writes: &Writes) -> String {
+    let line = format!("disk: writes by {}: {}", writes.way(), writes.why());
+    format!("{}\n", harmless(&line))
 }
 
 pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {

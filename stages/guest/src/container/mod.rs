@@ -93,8 +93,10 @@ fn enter_new(container: &Container, process: &Process) -> Result<(), Failure> {
         .map_err(|e| failed(Some("/"), "opening the root", e))?;
     // Modes of what is made here are meant as they are written.
     umask(Mode::empty());
-    for mount in &config.mounts {
-        mounts::make(root_fd.as_fd(), mount)?;
+    // Before anything is mounted above them.
+    let places = mounts::places(root_fd.as_fd(), &config.mounts)?;
+    for (mount, place) in config.mounts.iter().zip(&places) {
+        mounts::make(root_fd.as_fd(), mount, place.as_ref())?;
     }
     devices::make(root_fd.as_fd(), config)?;
     mounts::finish(root_fd.as_fd(), &config.mounts)?;

@@ -1,17 +1,44 @@
 //! The container's mounts.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use fcpipe_proto::{Failure, FailureKind, GuestMount};
+use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_change, mount_remount};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_change, mount_remount};
 
 use super::{failed, options, resolve};
 use crate::console::say;
 
-/// Makes one mount, on a directory that is made where it is missing.
-pub(super) fn make(root: BorrowedFd<'_>, wanted: &GuestMount) -> Result<(), Failure> {
+/// What the root has at the destination of each bind mount; `None` for other mounts, and for one that is not
+/// there: then a later mount of the spec covers it, and nobody would see it.
+pub(super) fn places(
+    root: BorrowedFd<'_>,
+    mounts: &[GuestMount],
+) -> Result<Vec<Option<OwnedFd>>, Failure> {
+    let place = |wanted: &GuestMount| {
+        if wanted.fstype != GuestMount::BIND {
+            return Ok(None);
+        }
+        match resolve::open(root, &wanted.destination) {
+            Ok(place) => Ok(Some(place)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(failed(Some(&wanted.destination), "opening it", e)),
+        }
+    };
+    mounts.iter().map(place).collect()
+}
+
+/// Makes one mount, on a directory that is made where it is missing. `place` is what a bind mount shows.
+pub(super) fn make(
+    root: BorrowedFd<'_>,
+    wanted: &GuestMount,
+    place: Option<&OwnedFd>,
+) -> Result<(), Failure> {
+    if wanted.fstype == GuestMount::BIND {
+        return place.map_or(Ok(()), |place| bind(root, wanted, place.as_fd()));
+    }
     let to = Some(wanted.destination.as_str());
     let refused = |why: String| Failure::new(FailureKind::Setup, to, why);
     let mut options = options::parse(&wanted.options);
@@ -64,9 +91,41 @@ pub(super) fn make(root: BorrowedFd<'_>, wanted: &GuestMount) -> Result<(), Fail
     Ok(())
 }
 
+/// Mounts a place of the root on its own path, or on what has covered that since.
+fn bind(root: BorrowedFd<'_>, wanted: &GuestMount, place: BorrowedFd<'_>) -> Result<(), Failure> {
+    let to = wanted.destination.as_str();
+    let options = options::parse(&wanted.options);
+    let target = || -> Result<OwnedFd, Errno> {
+        let stat = rustix::fs::fstat(place)?;
+        if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            resolve::make_dir(root, to)
+        } else {
+            resolve::make_file(root, to)
+        }
+    };
+    let target = target().map_err(|e| failed(Some(to), "a place to mount it on", e))?;
+    mount_bind(resolve::path_of(place), resolve::path_of(target.as_fd()))
+        .map_err(|e| failed(Some(to), "mounting it", e))?;
+    // The mount covers what was opened: look again.
+    let mounted = resolve::open(root, to).map_err(|e| failed(Some(to), "its options", e))?;
+    let mounted = resolve::path_of(mounted.as_fd());
+    // A bind mount takes its options in a second step (mount(2), MS_BIND).
+    if !options.flags.is_empty() {
+        mount_remount(&mounted, MountFlags::BIND | options.flags, c"")
+            .map_err(|e| failed(Some(to), "its options", e))?;
+    }
+    for propagation in options.propagation {
+        mount_change(&mounted, propagation).map_err(|e| failed(Some(to), "its propagation", e))?;
+    }
+    Ok(())
+}
+
 /// Makes what had to be writable until now read-only.
 pub(super) fn finish(root: BorrowedFd<'_>, mounts: &[GuestMount]) -> Result<(), Failure> {
-    for wanted in mounts.iter().filter(|m| is_dev(m)) {
+    for wanted in mounts
+        .iter()
+        .filter(|m| is_dev(m) && m.fstype != GuestMount::BIND)
+    {
         let flags = options::parse(&wanted.options).flags;
         if flags.contains(MountFlags::RDONLY) {
             let to = Some(wanted.destination.as_str());

@@ -6,7 +6,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 /// Opens a path of the container as a place (`O_PATH`): nothing is opened in the usual sense, so a
@@ -48,6 +48,23 @@ pub(crate) fn make_dir(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errn
         };
     }
     Ok(at)
+}
+
+/// Opens a file as a place, made empty where it is missing, its directories too.
+pub(crate) fn make_file(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    match open(root, path) {
+        Err(Errno::NOENT) => {}
+        result => return result,
+    }
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let dir = make_dir(root, dir)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(&dir, name, flags, Mode::from_raw_mode(0o644)).map_err(|e| match e {
+        // A symlink to nowhere.
+        Errno::EXIST => Errno::NOENT,
+        e => e,
+    })?;
+    open(root, path)
 }
 
 /// A path by which mount(2) finds the place that is open. `/proc` must be the agent's.

@@ -19,6 +19,8 @@ const BOOT: &str = "boot";
 /// What tells the test that is the agent's process where to serve, and from which disk.
 const DIR: &str = "FCPIPE_TEST_AGENT_DIR";
 const DISK: &str = "FCPIPE_TEST_AGENT_DISK";
+/// An empty ext4, the second disk.
+const SCRATCH: &str = "FCPIPE_TEST_AGENT_SCRATCH";
 /// The PID namespace of the tests, in which the agent must not be: they kill everything in theirs.
 const NOT_IN: &str = "FCPIPE_TEST_AGENT_NOT_IN";
 
@@ -35,10 +37,11 @@ pub(crate) fn soon() -> Instant {
 #[test]
 #[ignore = "started by the other tests"]
 fn agent_process() {
-    let (Some(dir), Some(disk)) = (std::env::var_os(DIR), std::env::var_os(DISK)) else {
+    let path = |name| std::env::var_os(name).map(PathBuf::from);
+    let (Some(dir), Some(disk), Some(scratch)) = (path(DIR), path(DISK), path(SCRATCH)) else {
         return;
     };
-    let (dir, disk) = (PathBuf::from(dir), PathBuf::from(disk));
+    let disks = [disk, scratch];
     let outside = std::env::var_os(NOT_IN).unwrap();
     assert_ne!(pid_namespace(), Path::new(&outside));
     // It ends with the test, however that ends: its standard input is a pipe of the test's.
@@ -54,7 +57,7 @@ fn agent_process() {
         boot_id: BOOT.to_owned(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_fcpipe-guest")),
         base: dir.join("container"),
-        disk: Box::new(move |number| (number == 0).then(|| disk.clone())),
+        disk: Box::new(move |number| disks.get(number as usize).cloned()),
         cgroup: None,
     }));
     agent.start_reaper().unwrap();
@@ -98,7 +101,7 @@ fn missing() -> Option<&'static str> {
 /// An agent, its disk, and a session with it.
 pub(crate) struct Guest {
     pub(crate) dir: tempfile::TempDir,
-    disk: PathBuf,
+    disks: [PathBuf; 2],
     agent: Child,
     pub(crate) session: Option<Session>,
 }
@@ -167,13 +170,23 @@ impl Guest {
             .output()
             .unwrap();
         assert!(made.status.success(), "{made:?}");
-        let attached = Command::new("losetup")
-            .args(["-f", "--show"])
-            .arg(&image)
+        let empty = dir.path().join("scratch");
+        let made = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal"])
+            .arg(&empty)
+            .arg("16M")
             .output()
             .unwrap();
-        assert!(attached.status.success(), "{attached:?}");
-        let disk = PathBuf::from(std::str::from_utf8(&attached.stdout).unwrap().trim());
+        assert!(made.status.success(), "{made:?}");
+        let disks = [&image, &empty].map(|file| {
+            let attached = Command::new("losetup")
+                .args(["-f", "--show"])
+                .arg(file)
+                .output()
+                .unwrap();
+            assert!(attached.status.success(), "{attached:?}");
+            PathBuf::from(std::str::from_utf8(&attached.stdout).unwrap().trim())
+        });
         // The agent is in namespaces of its own before it makes any: whatever it forgets to do,
         // what runs in its container cannot kill, rename or unmount anything of the host's. The
         // shell is PID 1, and its end is the end of all.
@@ -195,7 +208,8 @@ impl Guest {
                 "--nocapture",
             ])
             .env(DIR, dir.path())
-            .env(DISK, &disk)
+            .env(DISK, &disks[0])
+            .env(SCRATCH, &disks[1])
             .env(NOT_IN, pid_namespace())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -203,7 +217,7 @@ impl Guest {
             .unwrap();
         Some(Guest {
             dir,
-            disk,
+            disks,
             agent,
             session: None,
         })
@@ -286,7 +300,9 @@ impl Drop for Guest {
         // Without its standard input it ends.
         drop(self.agent.stdin.take());
         let _ = self.agent.wait();
-        let _ = Command::new("losetup").arg("-d").arg(&self.disk).status();
+        for disk in &self.disks {
+            let _ = Command::new("losetup").arg("-d").arg(disk).status();
+        }
     }
 }
 

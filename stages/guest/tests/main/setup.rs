@@ -124,7 +124,11 @@ fn a_read_only_root_still_gets_its_mount_points_as_root() {
 
 #[test]
 fn an_overlay_keeps_writes_from_the_disk_as_root() {
-    let Some(guest) = Guest::new() else { return };
+    let guest = Guest::with_root(|root| {
+        fs::write(root.join("linked"), "text\n").unwrap();
+        fs::hard_link(root.join("linked"), root.join("link")).unwrap();
+    });
+    let Some(guest) = guest else { return };
     if !fs::read_to_string("/proc/filesystems")
         .unwrap()
         .contains("overlay")
@@ -133,12 +137,15 @@ fn an_overlay_keeps_writes_from_the_disk_as_root() {
         return;
     }
     let mut guest = with(guest, |c| {
-        c.root.writes = Writes::Overlay;
+        c.root.writes = Writes::Overlay { scratch: 1 };
         c.root.disk_readonly = true;
     });
     let before = fs::read(guest.image()).unwrap();
-    let ended = guest.sh("echo hello > /written; cat /written");
-    assert_eq!(ended.out, "hello\n", "{}", ended.err);
+    let ended = guest.sh(
+        "echo hello > /written; cat /written; mv /home /house && ls /house; \
+         echo more >> /linked; cat /link; stat -c %h /link",
+    );
+    assert_eq!(ended.out, "hello\nweb\ntext\nmore\n2\n", "{}", ended.err);
     assert!(guest.shutdown());
     assert!(fs::read(guest.image()).unwrap() == before);
 }
@@ -192,4 +199,74 @@ fn a_disk_that_is_not_there_or_not_what_was_said_is_an_error_as_root() {
         panic!("there is no such file system");
     };
     assert!(failure.to_string().contains("nosuchfs"), "{failure}");
+}
+
+fn bind(destination: &str, options: &[&str]) -> GuestMount {
+    GuestMount::bind(
+        destination.to_owned(),
+        options.iter().map(|o| (*o).to_owned()).collect(),
+    )
+}
+
+#[test]
+fn a_bind_mount_has_its_options_as_root() {
+    let guest = Guest::with_root(|root| {
+        for dir in ["ro", "rw", "noexec", "nested/inner"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        fs::write(root.join("file"), "text").unwrap();
+        fs::copy("/bin/busybox", root.join("noexec/true")).unwrap();
+    });
+    let Some(guest) = guest else { return };
+    let guest = with(guest, |c| {
+        c.root.readonly = true;
+        c.mounts.push(bind("/ro", &["ro", "nosuid", "nodev"]));
+        c.mounts.push(bind("/rw", &[]));
+        c.mounts.push(bind("/noexec", &["noexec"]));
+        c.mounts.push(bind("/file", &["ro", "rw"]));
+        c.mounts.push(bind("/nested", &["ro"]));
+        c.mounts.push(bind("/nested/inner", &[]));
+        c.mounts.push(bind("/covered/by/a/later/one", &["ro"]));
+    });
+    let ended = guest.sh(
+        "for f in /ro/f /rw/f /file /nested/f /nested/inner/f /f; do (echo x >> $f) 2>/dev/null && echo $f; done; \
+         /noexec/true 2>/dev/null || echo noexec; grep ' /ro ' /proc/self/mounts; [ -e /covered ] || echo covered",
+    );
+    let lines: Vec<&str> = ended.out.lines().collect();
+    let [writable @ .., noexec, mount, covered] = &lines[..] else {
+        panic!("{ended:?}", ended = ended.out)
+    };
+    // A mount is writable or not by its own word, whatever the root is.
+    assert_eq!(writable, ["/rw/f", "/file", "/nested/inner/f"]);
+    assert_eq!((*noexec, *covered), ("noexec", "covered"));
+    for flag in ["ro", "nosuid", "nodev"] {
+        assert!(mount.split([' ', ',']).any(|word| word == flag), "{mount}");
+    }
+}
+
+#[test]
+fn row_07_a_bind_mount_is_seen_in_front_of_an_earlier_mount_as_root() {
+    let guest = Guest::with_root(|root| {
+        for dir in ["run/secrets", "run/hidden", "etc/app"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+            fs::write(root.join(dir).join("name"), dir).unwrap();
+        }
+        fs::write(root.join("run/file"), "a file").unwrap();
+    });
+    let Some(guest) = guest else { return };
+    let guest = with(guest, |c| {
+        c.mounts.push(bind("/run/hidden", &[]));
+        c.mounts.push(mount("tmpfs", "/run", &[]));
+        c.mounts.push(bind("/run/secrets", &["ro"]));
+        c.mounts.push(bind("/run/file", &[]));
+    });
+    let ended = guest.sh(
+        "cat /run/secrets/name; echo; cat /run/file; echo; ls /run; echo x > /run/secrets/name",
+    );
+    assert_eq!(
+        ended.out, "run/secrets\na file\nfile\nsecrets\n",
+        "{}",
+        ended.err
+    );
+    assert!(ended.err.contains("Read-only file system"), "{}", ended.err);
 }
