@@ -93,9 +93,10 @@ pub fn look(
 
 impl From<Scan> for Looked {
     fn from(scan: Scan) -> Self {
+        let (tree, stamps) = digests(&scan);
         Looked {
-            tree: scan.tree.digest(),
-            stamps: scan.digest_of_stamps(),
+            tree,
+            stamps,
             entries: scan.entries,
             bytes: scan.bytes,
             warnings: scan.warnings.clone(),
@@ -105,6 +106,22 @@ impl From<Scan> for Looked {
             writing: None,
         }
     }
+}
+
+/// Both digests of a scan; of a large one at the same time.
+fn digests(scan: &Scan) -> (blake3::Hash, blake3::Hash) {
+    const LARGE: u64 = 10_000;
+    let stamps = || scan.digest_of_stamps();
+    if scan.entries < LARGE {
+        return (scan.tree.digest(), stamps());
+    }
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("digest".to_owned());
+        let beside = thread.spawn_scoped(scope, stamps).ok();
+        let tree = scan.tree.digest();
+        let beside = beside.and_then(|thread| thread.join().ok());
+        (tree, beside.unwrap_or_else(stamps))
+    })
 }
 
 impl Looked {

@@ -155,7 +155,8 @@ impl Encoder {
         self.places.push(Place {
             at: (at as u64).into(),
             len: ((self.out.len() - at) as u32).into(),
-            hash: *blake3::hash(&self.out[at..]).as_bytes(),
+            // When all is there, behind the launch.
+            hash: [0; 32],
         });
         self.rows.clear();
         self.text.clear();
@@ -164,6 +165,11 @@ impl Encoder {
     /// The whole index of a scan. `None` where an index can't say all that the scan does.
     pub(crate) fn finish(mut self, identity: &blake3::Hash, scan: &Scan) -> Option<Encoded> {
         self.end();
+        for place in &mut self.places {
+            let at = place.at.get() as usize;
+            let block = &self.out[at..at + place.len.get() as usize];
+            place.hash = *blake3::hash(block).as_bytes();
+        }
         let tail_at = self.out.len();
         self.out.extend_from_slice(self.places.as_bytes());
         let out = &mut self.out;
