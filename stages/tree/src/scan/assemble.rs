@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bstr::ByteSlice;
 
 use super::walk::{Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Walked, What};
-use super::{Request, Scan, ScanError, ScanRoot, ScanWarning, Stamp, join};
-use crate::index::{Body, Encoder, Index, Seen, flag};
+use super::{Request, Scan, ScanError, ScanRoot, ScanWarning, Stamp, join, walk};
+use crate::index::{Body, Encoder, Index, Seen};
 use crate::model::writer::{MOST, Writer};
 use crate::model::{Meta, NewKind, NodeId, Timestamp};
 use crate::sys::{self, Entrance};
@@ -25,7 +25,6 @@ pub(crate) fn made_directory(mtime: Timestamp) -> Meta {
 
 struct Assembly<'a> {
     request: &'a Request<'a>,
-    index: Option<&'a Index>,
     writer: Writer,
     /// `None`: no index is to be written.
     encoder: Option<Encoder>,
@@ -46,8 +45,6 @@ struct Assembly<'a> {
     entries: u64,
     /// Every regular file is settled.
     settled: bool,
-    /// A block of the index can't be read any more.
-    damaged: bool,
 }
 
 /// A directory whose names are still to be added.
@@ -72,6 +69,12 @@ pub(super) fn directory(
     encode: bool,
 ) -> Result<Option<Assembled>, ScanError> {
     let room = fits(request, &walked, index)?;
+    if let Some(index) = index {
+        let threads = walk::threads(request.options.threads);
+        if walk::recall(&mut walked, index, threads).is_none() {
+            return Ok(None);
+        }
+    }
     walked.finds.push(Finds {
         sets: index.map_or_else(Vec::new, |index| index.sets.clone()),
         holes: Vec::new(),
@@ -79,7 +82,6 @@ pub(super) fn directory(
     });
     let mut assembly = Assembly {
         request,
-        index,
         // Its metadata is put right below.
         writer: Writer::new(made_directory(Timestamp::default()), Vec::new(), room),
         encoder: encode.then(|| Encoder::new(room)),
@@ -98,21 +100,16 @@ pub(super) fn directory(
         bytes: 0,
         entries: 0,
         settled: true,
-        damaged: false,
     };
     let mut dirs = walked.dirs;
-    let top = match dirs[0].take() {
-        Some(Outcome::Listed(top)) => Some(assembly.listed(top)),
-        Some(Outcome::Same { dir, children }) => assembly.same(dir, children),
+    let (facts, parts) = match dirs[0].take() {
+        Some(Outcome::Listed(top)) => assembly.listed(top),
         // The source itself went away between two calls.
         _ => {
             return Err(ScanError::Changed {
                 path: request.source.to_path_buf(),
             });
         }
-    };
-    let Some((facts, parts)) = top else {
-        return Ok(None);
     };
     let (_, set) = assembly.top(&facts);
     let node = NodeId::ROOT;
@@ -137,9 +134,6 @@ pub(super) fn directory(
                 }
             }
         });
-    }
-    if assembly.damaged {
-        return Ok(None);
     }
     assembly.finish(entrance).map(Some)
 }
@@ -210,33 +204,6 @@ impl Assembly<'_> {
         (listing.facts, parts)
     }
 
-    /// A directory of the index as if it had been looked at.
-    fn same(&mut self, dir: u32, children: Option<Vec<Kept>>) -> Option<(Facts, Vec<Part>)> {
-        let Some(block) = self.index.and_then(|index| index.block(dir)) else {
-            self.damaged = true;
-            return None;
-        };
-        let worker = self.finds.len() - 1;
-        let head = block.head();
-        let facts = Facts {
-            seen: head.seen,
-            xattrs: head.xattrs.get(),
-            worker: worker as u32,
-            settled: head.flags.get() & flag::UNSETTLED == 0,
-        };
-        // By row: leaves have no number, and directories of the index are called by their own.
-        let mut numbers: Vec<u32> = block.rows().iter().map(|row| row.body_at.get()).collect();
-        for kept in children.into_iter().flatten() {
-            numbers[kept.row as usize] = kept.number;
-        }
-        let kept = numbers.iter().enumerate().map(|(row, &number)| Kept {
-            row: row as u32,
-            number,
-        });
-        let part = Part::from_rows(&block, kept, worker, &mut self.finds[worker]);
-        Some((facts, vec![part]))
-    }
-
     /// The source itself; gives the numbers of its set.
     fn top(&mut self, facts: &Facts) -> (u32, u32) {
         let (worker, number) = (facts.worker as usize, facts.xattrs as usize);
@@ -257,7 +224,6 @@ impl Assembly<'_> {
     ) -> Option<(Waiting, u32)> {
         let (facts, parts) = match outcome {
             Some(Outcome::Listed(listing)) => self.listed(listing),
-            Some(Outcome::Same { dir, children }) => self.same(dir, children)?,
             Some(Outcome::Covered) => {
                 let meta = made_directory(self.writer.meta(parent).mtime);
                 self.writer.add(name, meta, NewKind::Directory, 0);
@@ -271,7 +237,8 @@ impl Assembly<'_> {
                 self.left_out(parent, name);
                 return None;
             }
-            Some(Outcome::Absent) | None => return None,
+            // What is the same was recalled before.
+            Some(Outcome::Absent | Outcome::Same { .. }) | None => return None,
         };
         let (set, encoded) = self.set(&facts, parent, name);
         let meta = facts.seen.meta();

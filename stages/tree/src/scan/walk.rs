@@ -6,6 +6,7 @@
 
 mod found;
 mod leaf;
+mod recall;
 mod worker;
 
 use std::num::NonZeroUsize;
@@ -21,6 +22,8 @@ use crate::index::{Block, Index};
 use crate::sys;
 
 use worker::Worker;
+
+pub(super) use recall::recall;
 
 pub(super) use found::{
     Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Walked, What, remembered,
@@ -205,7 +208,7 @@ fn merge(done: Vec<worker::Worked>, dirs: usize, covered: bool) -> Walked {
 }
 
 /// Each worker may have four descriptors open; half of what is allowed is left to others.
-fn threads(wanted: Option<NonZeroUsize>) -> usize {
+pub(super) fn threads(wanted: Option<NonZeroUsize>) -> usize {
     let wanted = wanted
         .or_else(|| std::thread::available_parallelism().ok())
         .map_or(1, NonZeroUsize::get);
