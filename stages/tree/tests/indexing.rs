@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use fcpipe_spec::Content;
-use fcpipe_tree::{Difference, FieldValue, IndexDir, Looked, ScanOptions, look, scan};
+use fcpipe_tree::{Difference, FieldValue, IndexDir, Looked, ScanOptions, Trust, look, scan};
 
 use crate::common::*;
 
@@ -103,9 +103,63 @@ fn row_24_a_large_directory_is_shared_between_threads_and_the_same() {
     fs::remove_file(place.path("5000")).unwrap();
     fs::write(place.path("77"), b"more").unwrap();
     let warm = looked(&place, &ScanOptions::default());
-    let names: Vec<_> = warm.changes().unwrap().iter().map(|c| &c.path).collect();
-    assert_eq!(names, [Path::new("5000"), Path::new("77")]);
+    let told = |looked: &Looked| -> Vec<String> {
+        let changes = looked.changes().unwrap().iter();
+        let what = |what: &Difference| match what {
+            Difference::New => "new",
+            Difference::Gone => "gone",
+            Difference::Changed(_) => "changed",
+        };
+        changes
+            .map(|c| format!("{} {}", c.path.display(), what(&c.what)))
+            .collect()
+    };
+    assert_eq!(told(&warm), ["5000 gone", "77 changed"]);
     assert_as_cold(&warm, &place.top(), &ScanOptions::default(), "large");
+    // The same inode under another name.
+    fs::rename(place.path("6000"), place.path("renamed")).unwrap();
+    settle();
+    let warm = looked(&place, &ScanOptions::default());
+    assert_eq!(told(&warm), ["6000 gone", "renamed new"]);
+}
+
+/// What is the same is recalled in shares, each with attributes, holes and hashes of its own.
+#[test]
+fn many_directories_are_recalled_by_several_threads() {
+    let place = Place::new();
+    for dir in 0..230 {
+        let name = |file: &str| format!("d{dir}/{file}");
+        place.file(&name("f"), format!("{dir}").as_bytes());
+        set_xattr(
+            &place.path(&name("f")),
+            "user.a",
+            format!("{}", dir / 3).as_bytes(),
+        );
+        sparse(&place.path(&name("s")), 1 << 20, (dir % 100) << 13);
+        place.link(&name("l"), &format!("{dir}"));
+    }
+    settle();
+    for trust in [Trust::Full, Trust::Content] {
+        let options = ScanOptions {
+            threads: NonZeroUsize::new(4),
+            trust,
+            ..ScanOptions::default()
+        };
+        looked(&place, &options);
+        for round in 0..3 {
+            assert_as_cold(
+                &looked(&place, &options),
+                &place.top(),
+                &options,
+                "recalled",
+            );
+            fs::write(place.path("d99/f"), format!("round {round}")).unwrap();
+            settle();
+            let warm = looked(&place, &options);
+            assert_eq!(warm.changes().unwrap().len(), 1);
+            assert_as_cold(&warm, &place.top(), &options, "one changed");
+        }
+    }
 }
 
 #[test]
