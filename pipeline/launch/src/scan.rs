@@ -104,7 +104,7 @@ impl Probe for ScanSource {
             cancel: Some(&|| cx.cancelled()),
             progress: None,
         };
-        let mut indexes = IndexDir::new(cx.store().root().join("scans"));
+        let mut indexes = IndexDir::new(cx.store().scans_dir());
         if cx.is_plan() {
             // So that the launch that follows still knows what has changed.
             indexes = indexes.read_only();

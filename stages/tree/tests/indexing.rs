@@ -400,7 +400,7 @@ fn old_indexes_and_those_of_dead_writers_go() {
 
 /// The part that strace watches: between two marks, a warm look at FCPIPE_TREE_TOP.
 #[test]
-fn row_warm_child_of_the_strace_test() {
+fn child_of_the_strace_test() {
     let Some(dir) = std::env::var_os("FCPIPE_TREE_DIR") else {
         return;
     };
@@ -434,7 +434,7 @@ fn a_warm_scan_makes_one_statx_an_entry_and_no_other_call_for_it() {
     let mut command = std::process::Command::new("strace");
     command.args(["-f", "-qq", "-o"]).arg(&log);
     command.arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "indexing::row_warm_child_of_the_strace_test"]);
+    command.args(["--exact", "indexing::child_of_the_strace_test"]);
     command.env("FCPIPE_TREE_DIR", place.dir.path());
     match command.output() {
         Ok(output) if output.status.success() => {}
