@@ -11,6 +11,7 @@
 mod build;
 mod cache;
 mod cleanup;
+mod disks;
 mod process;
 mod report;
 mod spec;

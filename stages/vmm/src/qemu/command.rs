@@ -66,7 +66,10 @@ pub(crate) fn arguments(
         args.add("-blockdev", blockdev(index, drive));
         args.add(
             "-device",
-            format!("virtio-blk-pci,drive=drive{index},serial=drive{index}"),
+            // On its own QEMU stops the whole machine when the host's disk is full, and waits for an operator.
+            format!(
+                "virtio-blk-pci,drive=drive{index},serial=drive{index},werror=report,rerror=report"
+            ),
         );
     }
     args.add("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}"));

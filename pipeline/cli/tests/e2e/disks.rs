@@ -1,0 +1,573 @@
+//! Where a machine's writes go: in each way the guest sees the source's tree, writes what it likes, and changes nothing
+//! that anybody else sees.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use fcpipe_treegen::{Limits, generate};
+use serde_json::{Value, json};
+
+use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
+
+/// The program of `disks/walker.rs`, for host and guest.
+fn walker() -> &'static Path {
+    static WALKER: OnceLock<PathBuf> = OnceLock::new();
+    WALKER.get_or_init(|| {
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("walker");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/disks/walker.rs");
+        let built = Command::new("rustc")
+            .args(["-O", "--edition", "2024", "-C", "strip=symbols"])
+            .args(["--target", "x86_64-unknown-linux-musl", "-o"])
+            .arg(&program)
+            .arg(source)
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{built:?}");
+        program
+    })
+}
+
+fn walk(dir: &Path, leave_out: &[&str]) -> Vec<String> {
+    let walked = Command::new(walker()).arg(dir).args(leave_out).output();
+    lines(walked.unwrap())
+}
+
+fn lines(output: Output) -> Vec<String> {
+    // Not the whole tree, where it fails.
+    assert!(output.status.success(), "{}", output.stderr.escape_ascii());
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// A file system in a file, for as long as this lives.
+struct Mounted {
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// `None` where there can be none, which is said.
+    fn new(mkfs: &[&str], megabytes: u64) -> Option<Mounted> {
+        let dir = tempfile::Builder::new()
+            .prefix("fcpipe-fs-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
+        let file = dir.path().join("file");
+        let sparse = fs::File::create(&file).unwrap();
+        sparse.set_len(megabytes << 20).unwrap();
+        let on = dir.path().join("on");
+        fs::create_dir(&on).unwrap();
+        let made = Command::new(mkfs[0]).args(&mkfs[1..]).arg(&file).output();
+        let made = made.is_ok_and(|made| made.status.success());
+        let mounted = || {
+            let mut mount = Command::new("mount");
+            mount.args(["-o", "loop"]).arg(&file).arg(&on);
+            mount.output().is_ok_and(|mounted| mounted.status.success())
+        };
+        if !made || !mounted() {
+            skip(Some(format!("{} can't be made or mounted", mkfs[0])));
+            return None;
+        }
+        Some(Mounted { dir })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("on").join(name)
+    }
+
+    /// With cache and state on this file system.
+    fn put(&self, command: &mut Command) {
+        command
+            .env("FCPIPE_CACHE_DIR", self.path("cache"))
+            .env("FCPIPE_STATE_DIR", self.path("state"));
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path("")).status();
+    }
+}
+
+fn xfs() -> Option<Mounted> {
+    if skip(not_root()) {
+        return None;
+    }
+    Mounted::new(&["mkfs.xfs", "-q", "-m", "reflink=1"], 1024)
+}
+
+/// `fcpipe run`, with writes going one way.
+fn run(world: &World, way: &str, bundle: &Path, on: Option<&Mounted>) -> Command {
+    let mut command = world.with_kernel();
+    if let Some(on) = on {
+        on.put(&mut command);
+    }
+    command.arg("run").arg("--set");
+    command.arg(format!("disk.writes={way}")).arg(bundle);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The images in a store.
+fn images(cache: &Path) -> Vec<PathBuf> {
+    let listed = Command::new("find")
+        .arg(cache)
+        .args(["-name", "root.ext4*", "-type", "f"])
+        .output()
+        .unwrap();
+    lines(listed).into_iter().map(PathBuf::from).collect()
+}
+
+/// Digests of what is in the images.
+fn contents(cache: &Path) -> BTreeSet<String> {
+    let images = images(cache);
+    assert!(!images.is_empty());
+    let summed = Command::new("sha256sum").args(images).output().unwrap();
+    lines(summed).into_iter().collect()
+}
+
+/// The lines that a guest's tree has and the source's has not, and the other way round.
+fn compare(mut source: Vec<String>, mut guest: Vec<String>) {
+    source.sort();
+    guest.sort();
+    if source == guest {
+        return;
+    }
+    let (a, b): (BTreeSet<_>, BTreeSet<_>) = (source.iter().collect(), guest.iter().collect());
+    for line in a.difference(&b).take(10) {
+        println!("only in the source: {line}");
+    }
+    for line in b.difference(&a).take(10) {
+        println!("only in the guest:  {line}");
+    }
+    panic!("the guest's tree is not the source's");
+}
+
+/// A world with a walker in its root and a random tree in a mount; gives the bundle and how the source is walked.
+fn world_with_tree(seed: u64) -> (World, PathBuf, Vec<String>) {
+    let world = World::new();
+    let tree = world.path("tree");
+    fs::create_dir(&tree).unwrap();
+    let limits = Limits {
+        inodes: 400,
+        // A file of the test directory's own ext4 holds a block of them.
+        xattr_bytes: 300,
+        huge_sparse: false,
+        ..Limits::default()
+    };
+    generate(seed, &limits).make(&tree).unwrap();
+    let mount =
+        json!({"destination": "/mnt/tree", "type": "bind", "source": &tree, "options": ["bind"]});
+    let bundle = world.bundle(
+        &["/bin/walker", "/", "proc", "dev", "sys", "lost+found"],
+        &[mount],
+    );
+    let rootfs = bundle.join("rootfs");
+    for dir in ["proc", "dev", "sys", "mnt/tree"] {
+        fs::create_dir_all(rootfs.join(dir)).unwrap();
+    }
+    fs::copy(walker(), rootfs.join("bin/walker")).unwrap();
+    fs::write(rootfs.join("etc/linked"), "two names").unwrap();
+    fs::hard_link(rootfs.join("etc/linked"), rootfs.join("root/linked")).unwrap();
+    let big: Vec<u8> = (0..8_u32 << 20).map(|n| (n % 251) as u8).collect();
+    fs::write(rootfs.join("root/big"), big).unwrap();
+    // The root's own metadata count too.
+    fs::set_permissions(&rootfs, fs::Permissions::from_mode(0o1751)).unwrap();
+    std::os::unix::fs::chown(&rootfs, Some(12), Some(34)).unwrap();
+    let set = Command::new("setfattr")
+        .args(["-n", "user.of-root", "-v", "kept"])
+        .arg(&rootfs)
+        .status();
+    assert!(set.is_err() || set.unwrap().success());
+
+    let mut lines = walk(&rootfs, &["proc", "dev", "sys"]);
+    lines.retain(|line| !line.starts_with("/mnt/tree "));
+    for line in walk(&tree, &[]) {
+        let line = match line.strip_prefix("/ ") {
+            Some(root) => format!("/mnt/tree {root}"),
+            None => format!("/mnt/tree{}", line.replace(" same=/", " same=/mnt/tree/")),
+        };
+        lines.push(line);
+    }
+    (world, bundle, lines)
+}
+
+fn the_guest_sees_the_source(way: &str, on: Option<&Mounted>) {
+    let (world, bundle, source) = world_with_tree(fcpipe_treegen::seed());
+    let guest = run(&world, way, &bundle, on).output().unwrap();
+    compare(source, lines(guest));
+    Leftovers::of(&world).assert_none();
+}
+
+#[test]
+fn needs_root_qemu_the_guest_sees_the_source_with_snapshot() {
+    if !skip(not_root()) && !skip_without_machine() {
+        the_guest_sees_the_source("snapshot", None);
+    }
+}
+
+#[test]
+fn needs_root_qemu_the_guest_sees_the_source_with_copy() {
+    if !skip(not_root()) && !skip_without_machine() {
+        the_guest_sees_the_source("copy", None);
+    }
+}
+
+#[test]
+fn needs_root_qemu_the_guest_sees_the_source_with_clone_on_xfs_and_btrfs() {
+    if skip_without_machine() {
+        return;
+    }
+    if let Some(xfs) = xfs() {
+        the_guest_sees_the_source("clone", Some(&xfs));
+    }
+    if not_root().is_none()
+        && let Some(btrfs) = Mounted::new(&["mkfs.btrfs", "-q"], 1024)
+    {
+        the_guest_sees_the_source("clone", Some(&btrfs));
+    }
+}
+
+/// What an overlay file system hides of the image, as docs/disks.md lists it.
+#[test]
+fn needs_root_qemu_the_guest_sees_the_source_with_overlay_but_for_the_listed_differences() {
+    if skip(not_root()) || skip_without_machine() {
+        return;
+    }
+    let (world, bundle, mut source) = world_with_tree(fcpipe_treegen::seed());
+    let odd = bundle.join("rootfs/tmp");
+    let ran = |command: &mut Command| assert!(command.status().is_ok_and(|s| s.success()));
+    ran(Command::new("mknod")
+        .arg(odd.join("zero"))
+        .args(["c", "0", "0"]));
+    ran(Command::new("setfattr")
+        .args(["-n", "trusted.overlay.mine", "-v", "x"])
+        .arg(bundle.join("rootfs/etc/passwd")));
+    source.retain(|line| !line.starts_with("/tmp "));
+    source.extend(walk(&odd, &[]).into_iter().filter_map(|line| {
+        // The test's own tree may hold such devices too, and they go the same way.
+        Some(format!("/tmp {}", line.strip_prefix("/ ")?))
+    }));
+    source.retain(|line| !line.ends_with(" device=0x0") && !line.contains(" device=0x0 "));
+    let mut guest = lines(run(&world, "overlay", &bundle, None).output().unwrap());
+    guest.retain(|line| !line.ends_with(" gone"));
+    compare(source, guest);
+}
+
+/// A guest that fills its disk, and writes to every file that was there.
+const FILL: &str = "busybox dd if=/dev/zero of=/fill bs=1M 2>/dev/null; busybox sync; busybox rm /fill; \
+    find / -xdev -type f ! -path '/bin/*' -exec sh -c 'echo changed >> \"$0\"' {} ';' ; \
+    busybox mkdir /new && busybox mv /etc /new/etc && busybox sync && cat /new/etc/passwd | wc -l";
+
+fn nobody_else_sees_writes(way: &str, on: Option<&Mounted>) {
+    let world = World::new();
+    let cache = on.map_or(world.path("cache"), |on| on.path("cache"));
+    let bundle = world.bundle(&["sh", "-c", FILL], &[]);
+    let first = run(&world, way, &bundle, on).output().unwrap();
+    assert_code(&first, 0);
+    assert_eq!(first.stdout, b"2\n");
+    let before = contents(&cache);
+    assert_code(&run(&world, way, &bundle, on).output().unwrap(), 0);
+    assert_eq!(contents(&cache), before, "the image was written to");
+    let bundle = world.bundle(&["sh", "-c", "ls -a /; cat /etc/passwd; ls /etc"], &[]);
+    let next = run(&world, way, &bundle, on).output().unwrap();
+    let seen = String::from_utf8(next.stdout).unwrap();
+    assert!(
+        !seen.contains("changed") && !seen.contains("new\n"),
+        "{seen}"
+    );
+    assert!(seen.contains("root:x:0"), "{seen}");
+    // What was written is not in the image either: a store that was built anew is the same.
+    assert_eq!(contents(&cache), before);
+    Leftovers::of(&world).assert_none();
+}
+
+#[test]
+fn qemu_nobody_else_sees_writes_with_snapshot() {
+    if !skip_without_machine() {
+        nobody_else_sees_writes("snapshot", None);
+    }
+}
+
+#[test]
+fn qemu_nobody_else_sees_writes_with_overlay() {
+    if !skip_without_machine() {
+        nobody_else_sees_writes("overlay", None);
+    }
+}
+
+#[test]
+fn qemu_nobody_else_sees_writes_with_copy() {
+    if !skip_without_machine() {
+        nobody_else_sees_writes("copy", None);
+    }
+}
+
+#[test]
+fn needs_root_qemu_nobody_else_sees_writes_with_clone() {
+    if !skip_without_machine()
+        && let Some(xfs) = xfs()
+    {
+        nobody_else_sees_writes("clone", Some(&xfs));
+    }
+}
+
+/// A launch that is told when to go on, through its standard input.
+struct Guided {
+    child: Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Guided {
+    fn start(command: &mut Command) -> Guided {
+        let mut child = command
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Guided { child, out }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn go_on(&mut self) {
+        self.child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    }
+}
+
+#[test]
+fn qemu_two_machines_on_one_image_do_not_see_each_others_writes() {
+    if skip_without_machine() {
+        return;
+    }
+    for way in ["snapshot", "overlay", "copy"] {
+        let world = World::new();
+        let script = "read mine; echo $mine > /own; echo $mine > /$mine; busybox sync; echo ready; \
+                      read word; cat /own; ls -d /mine-*";
+        let bundle = world.bundle(&["sh", "-c", script], &[]);
+        let start = |name: &str| {
+            let mut guest = Guided::start(&mut run(&world, way, &bundle, None));
+            let stdin = guest.child.stdin.as_mut().unwrap();
+            writeln!(stdin, "{name}").unwrap();
+            assert_eq!(guest.line(), "ready\n");
+            guest
+        };
+        let (mut a, mut b) = (start("mine-a"), start("mine-b"));
+        assert_eq!(images(&world.path("cache")).len(), 1, "not one image");
+        for (guest, name) in [(&mut a, "mine-a"), (&mut b, "mine-b")] {
+            guest.go_on();
+            let seen = (guest.line(), guest.line(), guest.line());
+            assert_eq!(
+                seen,
+                (format!("{name}\n"), format!("/{name}\n"), String::new()),
+                "{way}"
+            );
+            assert!(guest.child.wait().unwrap().success());
+        }
+        Leftovers::of(&world).assert_none();
+    }
+}
+
+#[test]
+fn row_33_50_qemu_an_image_in_use_stays_and_sigkill_leaves_nothing() {
+    if skip_without_machine() {
+        return;
+    }
+    for way in ["snapshot", "overlay"] {
+        let world = World::new();
+        let bundle = world.bundle(&["sh", "-c", "echo x > /x; echo ready; sleep 100"], &[]);
+        let mut guest = Guided::start(&mut run(&world, way, &bundle, None));
+        assert_eq!(guest.line(), "ready\n");
+        let collect = || {
+            let collected = world
+                .fcpipe()
+                .args(["cache", "gc", "--max-size", "0"])
+                .output();
+            assert_code(&collected.unwrap(), 0);
+            images(&world.path("cache")).len()
+        };
+        assert_eq!(collect(), 1, "a running machine's image was collected");
+        guest.child.kill().unwrap();
+        guest.child.wait().unwrap();
+        assert_code(&world.with_kernel().arg("doctor").output().unwrap(), 0);
+        Leftovers::of(&world).assert_none();
+        assert_eq!(collect(), 0, "the lease outlived its launch");
+    }
+}
+
+/// A small tmpfs over a directory, for as long as this lives.
+struct OnTmpfs<'a>(&'a Path);
+
+impl<'a> OnTmpfs<'a> {
+    fn new(dir: &'a Path, megabytes: u32) -> Self {
+        let size = format!("size={megabytes}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "none"]).arg(dir);
+        assert!(mount.status().unwrap().success());
+        OnTmpfs(dir)
+    }
+}
+
+impl Drop for OnTmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn row_31_needs_root_qemu_a_full_host_disk_is_an_error_in_the_guest() {
+    if skip(not_root()) || skip_without_machine() {
+        return;
+    }
+    for way in ["snapshot", "overlay", "copy"] {
+        let world = World::new();
+        let small = world.path("small");
+        fs::create_dir(&small).unwrap();
+        let mounted = OnTmpfs::new(&small, 24);
+        let script = "busybox dd if=/dev/zero of=/f bs=1M count=60 conv=fsync 2>&1; echo $?";
+        let bundle = world.bundle(&["sh", "-c", script], &[]);
+        let begun = Instant::now();
+        let output = run(&world, way, &bundle, None)
+            .env("FCPIPE_STATE_DIR", small.join("state"))
+            .output();
+        let took = begun.elapsed();
+        let left = walk(&small.join("state"), &[".lock"]).len();
+        drop(mounted);
+        let output = output.unwrap();
+        assert_code(&output, 0);
+        let said = String::from_utf8(output.stdout).unwrap();
+        // The guest is told, and goes on; QEMU's own way is to stop it until somebody comes.
+        assert!(
+            said.contains("Input/output error") && said.ends_with("1\n"),
+            "{way}: {said}"
+        );
+        assert!(took < Duration::from_secs(25), "{way}: {took:?}");
+        assert_eq!(left, 1, "{way}: more than the directory itself");
+    }
+}
+
+#[test]
+fn qemu_a_read_only_root_and_mounts_are_that_whatever_the_way() {
+    if skip_without_machine() {
+        return;
+    }
+    for way in ["snapshot", "overlay", "copy"] {
+        let world = World::new();
+        let (ro, rw) = (world.path("ro"), world.path("rw"));
+        for dir in [&ro, &rw] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("file"), "text\n").unwrap();
+        }
+        let mounts = [
+            json!({"destination": "/run", "type": "tmpfs", "source": "tmpfs"}),
+            json!({"destination": "/run/ro", "type": "bind", "source": ro, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]}),
+            json!({"destination": "/rw", "type": "bind", "source": rw, "options": ["rbind"]}),
+        ];
+        let script = "for f in /f /run/ro/file /rw/file /run/f; do (echo x >> $f) 2>/dev/null && echo $f; done; \
+                      cat /run/ro/file; grep ' /run/ro ' /proc/self/mounts";
+        let bundle = world.bundle(&["sh", "-c", script], &mounts);
+        edit(&bundle, |config| config["root"]["readonly"] = json!(true));
+        let output = run(&world, way, &bundle, None).output().unwrap();
+        assert_code(&output, 0);
+        let said = String::from_utf8(output.stdout).unwrap();
+        let Some(mount) = said.strip_prefix("/rw/file\n/run/f\ntext\n") else {
+            panic!("{way}: {said}");
+        };
+        let options = mount.split(' ').nth(3).unwrap();
+        assert!(
+            options.starts_with("ro,nosuid,nodev,noexec,"),
+            "{way}: {mount}"
+        );
+        assert_eq!(fs::read_to_string(rw.join("file")).unwrap(), "text\n");
+    }
+}
+
+fn edit(bundle: &Path, change: impl FnOnce(&mut Value)) {
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(path, config.to_string()).unwrap();
+}
+
+/// Whether the test directory's file system shares blocks; `cp` tries.
+fn clones_here(world: &World) -> bool {
+    fs::write(world.path("one"), [1; 8192]).unwrap();
+    let mut cp = Command::new("cp");
+    cp.arg("--reflink=always")
+        .arg(world.path("one"))
+        .arg(world.path("two"));
+    cp.output().unwrap().status.success()
+}
+
+#[test]
+fn qemu_plan_says_where_writes_go_and_why() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    let plan = |way: &str, on: Option<&Mounted>| {
+        let mut command = world.with_kernel();
+        if let Some(on) = on {
+            on.put(&mut command);
+        }
+        command.args(["--format", "json", "plan", "--set"]);
+        command.arg(format!("disk.writes={way}")).arg(&bundle);
+        command.output().unwrap()
+    };
+    let disk = |output: Output| {
+        assert_code(&output, 0);
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let text = |name: &str| json["disk"][name].as_str().unwrap().to_owned();
+        (text("writes"), text("why"))
+    };
+    for way in ["snapshot", "overlay", "copy"] {
+        assert_eq!(disk(plan(way, None)).0, way);
+    }
+    if !clones_here(&world) {
+        let (way, why) = disk(plan("auto", None));
+        assert_eq!(way, "snapshot");
+        assert!(
+            why.contains("share") && why.contains("dm_snapshot"),
+            "{why}"
+        );
+        let refused = plan("clone", None);
+        assert_code(&refused, 1);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            said.contains("clone was asked for, but") && said.contains("disk.writes"),
+            "{said}"
+        );
+    }
+    if let Some(xfs) = xfs() {
+        assert_eq!(
+            disk(plan("auto", Some(&xfs))),
+            (
+                "clone".to_owned(),
+                "XFS shares the image's blocks".to_owned()
+            )
+        );
+        // The store on one file system, the launches on another.
+        let mut command = world.with_kernel();
+        command
+            .env("FCPIPE_CACHE_DIR", xfs.path("cache"))
+            .args(["--format", "json", "plan"]);
+        let (way, why) = disk(command.arg(&bundle).output().unwrap());
+        assert_eq!(way, "snapshot");
+        assert!(
+            why.contains("different file systems") && why.contains("XFS"),
+            "{why}"
+        );
+    }
+}
