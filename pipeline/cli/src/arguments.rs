@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use clap_complete::Shell;
 
 use crate::amounts::{Age, FileDigest, Size};
 
@@ -132,6 +133,15 @@ pub(crate) enum Command {
     Cache(CacheCommand),
     /// Say what this host can do, what is missing, and how to get it.
     Doctor,
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  fcpipe completions bash > /etc/bash_completion.d/fcpipe")]
+    Completions { shell: Shell },
+    /// Write manual pages, one for each command, to a directory.
+    #[command(after_help = "Example:\n  fcpipe man /usr/local/share/man/man1")]
+    Man {
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// What every command that reads a spec takes.

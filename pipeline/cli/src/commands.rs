@@ -7,6 +7,7 @@ pub(crate) mod kernel;
 pub(crate) mod plan;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod validate;
 
 use std::io::Write as _;

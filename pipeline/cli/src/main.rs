@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         Command::Validate(validate) => commands::validate::run(global, validate),
         Command::Kernel(kernel) => commands::kernel::run(global, kernel),
         Command::Cache(cache) => commands::cache::run(global, cache),
+        Command::Completions { shell } => commands::shell::completions(*shell),
+        Command::Man { dir } => commands::shell::man(dir),
         Command::Doctor => commands::doctor::run(global),
     };
     ExitCode::from(result.unwrap_or_else(|complaint| complaint.show(convention)))

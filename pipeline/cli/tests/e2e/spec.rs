@@ -92,3 +92,31 @@ fn wrong_usage_is_2_and_125_for_run() {
     );
     assert_code(&world.fcpipe().arg("--help").output().unwrap(), 0);
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let world = World::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = world
+            .fcpipe()
+            .args(["completions", shell])
+            .output()
+            .unwrap();
+        assert_code(&output, 0);
+        assert!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .contains("validate")
+        );
+    }
+    let dir = world.path("man");
+    assert_code(&world.fcpipe().arg("man").arg(&dir).output().unwrap(), 0);
+    let help = world.fcpipe().arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (_, commands) = help.split_once("Commands:").unwrap();
+    let names = commands.lines().skip(1).take_while(|line| !line.is_empty());
+    for name in names.filter_map(|line| line.split_whitespace().next()) {
+        let page = dir.join(format!("fcpipe-{name}.1"));
+        assert!(name == "help" || page.is_file(), "no page for {name}");
+    }
+}
