@@ -117,7 +117,7 @@ fn change(root: &Path, seed: u64) {
             }
         }
     }
-    std::fs::create_dir_all(root.join("a/new/directory")).expect("room");
+    std::fs::create_dir_all(root.join("directory of the test/new/deep")).expect("room");
     for i in 0.. {
         let path = root.join(format!("filling {i}"));
         let mut file = std::fs::File::create(path).expect("an inode");
