@@ -20,6 +20,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setcap", "libcap2-bin"),
     ("cpio", "cpio"),
     ("strace", "strace"),
+    ("fuse2fs", "fuse2fs"),
 ];
 
 /// The package that always names the newest kernel for virtual machines.

@@ -94,67 +94,45 @@ fn dependencies() -> Result<()> {
     Ok(())
 }
 
-/// An area's random tests in the numbers that its issue asks for.
+/// An area's random tests in full numbers.
 pub(crate) fn soak(area: &str) -> Result<()> {
     setup::run()?;
     match area {
-        "ext4" => check(
-            command(
-                "cargo",
-                &[
-                    "test",
-                    "--release",
-                    "--package",
-                    "fcpipe-ext4",
-                    "--test",
-                    "main",
-                    "--",
-                    "--nocapture",
-                ],
-            )
-            .env("FCPIPE_SOAK_TREES", "500"),
-        ),
-        "run" => check(
-            command(
-                "cargo",
-                &[
-                    "test",
-                    "--release",
-                    "--package",
-                    "fcpipe",
-                    "--test",
-                    "e2e",
-                    "--",
-                    "--test-threads=1",
-                    "--nocapture",
-                ],
-            )
-            .env("FCPIPE_SOAK_RUNS", "20")
-            .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
-        ),
-        "cache" => check(
-            command(
-                "cargo",
-                &[
-                    "test",
-                    "--release",
-                    "--package",
-                    "fcpipe",
-                    "--test",
-                    "e2e",
-                    "cache::",
-                    "--",
-                    "--test-threads=1",
-                    "--nocapture",
-                ],
-            )
-            .env("FCPIPE_SOAK_KILLS", "200")
-            .env("FCPIPE_SOAK_FLIPS", "40")
-            .env("FCPIPE_SOAK_FULL", "400")
-            .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
-        ),
+        "ext4" => release_tests("fcpipe-ext4", "main", "", &[("FCPIPE_SOAK_TREES", "500")]),
+        "run" => release_tests("fcpipe", "e2e", "", &[("FCPIPE_SOAK_RUNS", "20")]),
+        "cache" => {
+            release_tests("fcpipe-tree", "main", "edits", &[("FCPIPE_SOAK", "1")])?;
+            let counts = [
+                ("FCPIPE_SOAK_KILLS", "200"),
+                ("FCPIPE_SOAK_FLIPS", "40"),
+                ("FCPIPE_SOAK_FULL", "400"),
+            ];
+            release_tests("fcpipe", "e2e", "cache::", &counts)
+        }
         _ => Err(format!("no such area: {area} (ext4, run, cache)")),
     }
+}
+
+/// One test binary, optimised, a test at a time, saying what it does; of its tests those that match `filter`.
+fn release_tests(package: &str, binary: &str, filter: &str, counts: &[(&str, &str)]) -> Result<()> {
+    let arguments = [
+        "test",
+        "--release",
+        "--package",
+        package,
+        "--test",
+        binary,
+        filter,
+        "--",
+        "--test-threads=1",
+        "--nocapture",
+    ];
+    let mut tests = command("cargo", &arguments);
+    check(
+        tests
+            .envs(counts.iter().copied())
+            .env("FCPIPE_TEST_KERNEL_DEB", setup::kernel_package()?),
+    )
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {

@@ -12,6 +12,7 @@ mod build;
 mod cache;
 mod cleanup;
 mod disks;
+mod fuse;
 mod process;
 mod report;
 mod spec;
