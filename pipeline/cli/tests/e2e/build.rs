@@ -259,3 +259,66 @@ fn root_another_user_builds_the_same_bytes() {
     };
     assert_eq!(digest(0), digest(65_534));
 }
+
+/// What enters the image is a miss when it changes alone; what does not is a hit, so the bytes are equal.
+#[test]
+fn each_field_of_a_spec_is_in_the_key_or_not_as_it_is_in_the_image_or_not() {
+    let world = World::new();
+    let code = world.path("code");
+    fs::create_dir(&code).unwrap();
+    fs::write(code.join("app.py"), "app").unwrap();
+    fs::write(code.join("notes.txt"), "notes").unwrap();
+    let bundle = world.bundle(&["true"], &[]);
+    let build = |change: &dyn Fn(&mut Value)| {
+        let mut spec = json!({
+            "version": 1,
+            "bundle": bundle,
+            "process": {"args": ["true"], "env": ["A=1"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "mounts": [{"source": code, "destination": "/mnt/code"}],
+            "machine": {"vcpus": 1, "memory": "512MiB"},
+            "hostname": "one",
+        });
+        change(&mut spec);
+        let path = world.path("spec.json");
+        fs::write(&path, spec.to_string()).unwrap();
+        let output = build(&world, &path, "a.img", &["--digest"]);
+        let built = result(&output);
+        (built["outcome"].clone(), built["digest"].clone())
+    };
+    let (outcome, digest) = build(&|_| ());
+    assert_eq!(outcome, "ran");
+
+    type Change = (&'static str, fn(&mut Value));
+    let outside: [Change; 8] = [
+        ("args", |s| s["process"]["args"] = json!(["false"])),
+        ("env", |s| s["process"]["env"] = json!(["B=2"])),
+        ("cwd", |s| s["process"]["cwd"] = json!("/tmp")),
+        ("user", |s| {
+            s["process"]["user"] = json!({"uid": 7, "gid": 7})
+        }),
+        ("vcpus", |s| s["machine"]["vcpus"] = json!(2)),
+        ("memory", |s| s["machine"]["memory"] = json!("1GiB")),
+        ("hostname", |s| s["hostname"] = json!("two")),
+        ("writes", |s| s["disk"] = json!({"writes": "copy"})),
+    ];
+    for (name, change) in outside {
+        assert_eq!(build(&change), ("hit".into(), digest.clone()), "{name}");
+    }
+    let inside: [Change; 6] = [
+        ("destination", |s| {
+            s["mounts"][0]["destination"] = json!("/mnt/other")
+        }),
+        ("exclude", |s| s["mounts"][0]["exclude"] = json!(["*.txt"])),
+        ("owner", |s| s["mounts"][0]["owner"] = json!("5:6")),
+        ("mounts", |s| s["mounts"] = json!([])),
+        ("size", |s| s["disk"] = json!({"size": "256MiB"})),
+        ("journal", |s| s["disk"] = json!({"journal": true})),
+    ];
+    for (name, change) in inside {
+        let (outcome, changed) = build(&change);
+        assert_eq!(outcome, "ran", "{name}");
+        assert_ne!(changed, digest, "{name}");
+    }
+    // A build under a name replaces the one before; as it was at first, it is made of the same bytes.
+    assert_eq!(build(&|_| ()).1, digest);
+}
