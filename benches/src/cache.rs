@@ -5,8 +5,10 @@
 //! one, but its boot is not counted. Beside it, in the same minutes: a parallel stat walk of the same tree,
 //! and the way without a cache (mkfs.ext4, loop mount, cp -a), which every launch pays.
 //!
-//! `cold`: nothing is kept. `warm`: nothing has changed. `second`: the same while another machine runs on
-//! the same image. `disk` is the private disk's own part of `warm`, in milliseconds.
+//! `cold`: nothing is kept. `dirty`: nothing is kept, and the sources were written a moment ago and are not
+//! on the disk yet. `warm`: nothing has changed. `second`: the same while another machine runs on the same
+//! image. `new` and `old` are the private disk's own part in milliseconds: right after the image was written,
+//! and later.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -93,57 +95,49 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
 /// All ways to give a machine its disk, with tree and store on one file system.
 fn place(title: &str, asked: &Asked, tree: &Path, dir: &Path) -> Result<Value> {
     println!(
-        "\n{title}\n{:10} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8}  runs' medians",
-        "writes", "cold s", "warm s", "second s", "x walk", "disk ms", "extents"
+        "\n{title}\n{:10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "writes",
+        "cold s",
+        "dirty s",
+        "warm s",
+        "x walk",
+        "second s",
+        "new ms",
+        "old ms",
+        "extents"
     );
     let mut out = json!({});
-    let walked = median(
-        (0..asked.runs)
-            .map(|_| timed(|| walk::stat(tree).map(drop)))
-            .collect::<Result<_>>()?,
-    );
+    let walks = (0..asked.runs).map(|_| timed(|| walk::stat(tree).map(drop)));
+    let walked = median(walks.collect::<Result<_>>()?);
     for writes in WRITES {
-        let scratch = mounts::Scratch::new(dir)?;
-        let bed = Bed::new(asked, tree, scratch.path(), writes)?;
-        run::warm(tree)?;
-        let cold = match bed.launch(&["/bin/true"], "cold") {
-            Ok(cold) => cold,
-            Err(why) => {
-                println!("{writes:10} not here: {}", first_line(&why.to_string()));
-                continue;
-            }
+        let Some(figures) = way(asked, tree, dir, writes)? else {
+            continue;
         };
-        let (mut warm, mut disk) = (Vec::new(), Vec::new());
-        for _ in 0..asked.runs {
-            let launch = bed.launch(&["/bin/true"], "warm")?;
-            warm.push(launch.ready);
-            disk.push(launch.disk * 1e3);
-        }
-        let first = bed.first_machine()?;
-        let second = median(
-            (0..asked.runs)
-                .map(|_| {
-                    bed.launch(&["/bin/true"], "second")
-                        .map(|launch| launch.ready)
-                })
-                .collect::<Result<_>>()?,
-        );
-        drop(first);
-        let (warm, disk) = (median(warm), median(disk));
-        let extents = bed.extents();
         println!(
-            "{writes:10} {:8.3} {warm:8.3} {second:8.3} {:9.2} {disk:9.2} {:>8}",
-            cold.ready,
-            warm / walked,
-            extents.map_or("?".into(), |n| n.to_string()),
+            "{writes:10} {:8.3} {:8.3} {:8.3} {:8.2} {:8.3} {:8.2} {:8.2} {:>8}",
+            figures.cold,
+            figures.dirty,
+            figures.warm,
+            figures.warm / walked,
+            figures.second,
+            figures.disk_new,
+            figures.disk_old,
+            figures.extents.map_or("?".into(), |n| n.to_string()),
         );
         out[writes] = json!({
-            "cold_s": cold.ready, "warm_s": warm, "second_s": second, "disk_ms": disk, "extents": extents,
+            "cold_s": figures.cold,
+            "cold_dirty_s": figures.dirty,
+            "warm_s": figures.warm,
+            "warm_per_walk": figures.warm / walked,
+            "second_s": figures.second,
+            "disk_new_ms": figures.disk_new,
+            "disk_old_ms": figures.disk_old,
+            "extents": figures.extents,
         });
     }
     println!(
-        "{:10} {:>8} {walked:8.3}            a parallel stat walk of the same tree",
-        "walk", ""
+        "{:10} {:>8} {:>8} {walked:8.3}  a parallel stat walk of the same tree",
+        "walk", "", ""
     );
     out["walk_s"] = json!(walked);
     match Way::Loop.missing() {
@@ -168,6 +162,61 @@ fn place(title: &str, asked: &Asked, tree: &Path, dir: &Path) -> Result<Value> {
         }
     }
     Ok(out)
+}
+
+/// What one way takes; seconds but for the disk's milliseconds.
+struct Figures {
+    cold: f64,
+    dirty: f64,
+    warm: f64,
+    second: f64,
+    disk_new: f64,
+    disk_old: f64,
+    extents: Option<u64>,
+}
+
+/// `None` where the host can't do it.
+fn way(asked: &Asked, tree: &Path, dir: &Path, writes: &str) -> Result<Option<Figures>> {
+    let scratch = mounts::Scratch::new(dir)?;
+    let bed = Bed::new(asked, tree, scratch.path(), writes)?;
+    run::warm(tree)?;
+    let cold = match bed.launch("cold") {
+        Ok(cold) => cold,
+        Err(why) => {
+            println!("{writes:10} not here: {}", first_line(&why.to_string()));
+            return Ok(None);
+        }
+    };
+    let launches =
+        |name: &str| -> Result<Vec<Launch>> { (0..asked.runs).map(|_| bed.launch(name)).collect() };
+    let warm = launches("warm")?;
+    let first = bed.first_machine()?;
+    let second = launches("second")?;
+    drop(first);
+    let extents = bed.extents();
+    drop(scratch);
+    let ready = |launches: &[Launch]| median(launches.iter().map(|l| l.ready).collect());
+    Ok(Some(Figures {
+        cold: cold.ready,
+        dirty: dirty(asked, tree, dir, writes)?,
+        warm: ready(&warm),
+        second: ready(&second),
+        disk_new: cold.disk * 1e3,
+        disk_old: median(warm.iter().map(|l| l.disk * 1e3).collect()),
+        extents,
+    }))
+}
+
+/// A cold launch of a tree that was copied just before.
+fn dirty(asked: &Asked, tree: &Path, dir: &Path, writes: &str) -> Result<f64> {
+    let scratch = mounts::Scratch::new(dir)?;
+    let copy = scratch.path().join("tree");
+    let copied = Command::new("cp").arg("-a").args([tree, &copy]).status()?;
+    if !copied.success() {
+        return Err("cp -a failed".into());
+    }
+    let bed = Bed::new(asked, &copy, scratch.path(), writes)?;
+    Ok(bed.launch("dirty")?.ready)
 }
 
 /// A spec, and directories of its own for what fcpipe keeps.
@@ -232,9 +281,13 @@ impl<'a> Bed<'a> {
         command
     }
 
-    fn launch(&self, args: &[&str], name: &str) -> Result<Launch> {
+    fn launch(&self, name: &str) -> Result<Launch> {
         let timings = self.dir.join(format!("{name}.json"));
-        let output = self.command(args).arg("--timings").arg(&timings).output()?;
+        let output = self
+            .command(&["/bin/true"])
+            .arg("--timings")
+            .arg(&timings)
+            .output()?;
         if !output.status.success() {
             return Err(String::from_utf8(output.stderr)?.into());
         }
