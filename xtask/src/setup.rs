@@ -14,6 +14,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("debootstrap", "debootstrap"),
     ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    // What packs kernels and modules, and what reads them, to judge our own readers.
+    ("modinfo", "kmod"),
+    ("xz", "xz-utils"),
+    ("lz4", "lz4"),
+    ("zstd", "zstd"),
     ("ip", "iproute2"),
     ("setfacl", "acl"),
     ("setfattr", "attr"),
