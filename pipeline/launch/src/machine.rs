@@ -90,6 +90,8 @@ impl Effect for PrepareMachine {
             vsock_cid: 3,
             dir: entry.dir.clone(),
             inherit: vec![Arc::new(lease.file.into())],
+            netns: None,
+            nics: Vec::new(),
         };
         let prepared = self
             .vmm

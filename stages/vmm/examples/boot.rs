@@ -40,6 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             vsock_cid: 3,
             dir: dir.path().to_owned(),
             inherit: Vec::new(),
+            netns: None,
+            nics: Vec::new(),
         };
         let drive = Drive {
             path: disk,

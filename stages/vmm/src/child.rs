@@ -29,6 +29,8 @@ pub(crate) struct Program {
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
     pub(crate) inherit: Vec<Arc<OwnedFd>>,
+    /// `None`: this process's.
+    pub(crate) netns: Option<Arc<OwnedFd>>,
 }
 
 /// A process that was started. Clones are the same process; it is not killed when they are dropped.
@@ -172,7 +174,7 @@ fn start(program: Program) -> io::Result<(std::process::Child, ProcessMark, Owne
             command.env(name, value);
         }
     }
-    confine(&mut command, &program.inherit);
+    confine(&mut command, &program.inherit, program.netns);
     let mut child = command.spawn()?;
     // Not waited for yet, so even if it has ended the number is still its own.
     let looked = ProcessMark::of(child.id()).and_then(|mark| {

@@ -28,6 +28,27 @@ pub struct MachineConfig {
     /// Descriptors that the VMM's process holds until it ends, such as the store's lock on the image it
     /// runs from: so the lock ends with the VMM and not with whoever started it.
     pub inherit: Vec<Arc<OwnedFd>>,
+    /// The network namespace that every process of the machine runs in; `None` is this process's.
+    pub netns: Option<Arc<OwnedFd>>,
+    /// The guest's network interfaces, in the order in which it finds them.
+    pub nics: Vec<Nic>,
+}
+
+/// A network interface of the guest, a virtio device on a TAP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// The TAP's name in [`MachineConfig::netns`]; it exists, has one queue, and nobody is attached to it.
+    pub tap: String,
+    /// The guest's address on it.
+    pub mac: [u8; 6],
+    pub mtu: u16,
+}
+
+impl Nic {
+    /// The address as it is written: `02:00:00:00:00:01`.
+    pub fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
 }
 
 /// One kernel in the forms that VMMs take.

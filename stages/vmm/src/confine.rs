@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,14 +10,19 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, Signal};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Makes `command`'s child die with the thread that spawns it, in a session of its own, with no
-/// descriptors but its three standard ones and `inherit`.
+/// Makes `command`'s child die with the thread that spawns it, in a session of its own, in the network
+/// namespace `netns`, with no descriptors but its three standard ones and `inherit`.
 #[allow(
     unsafe_code,
     reason = "pre_exec is the only way to run code between fork and exec"
 )]
-pub(crate) fn confine(command: &mut Command, inherit: &[Arc<OwnedFd>]) {
+pub(crate) fn confine(
+    command: &mut Command,
+    inherit: &[Arc<OwnedFd>],
+    netns: Option<Arc<OwnedFd>>,
+) {
     let parent = rustix::process::getpid();
     // Plain numbers, collected here because nothing may be allocated after the fork. Whoever calls keeps
     // the descriptors open until the child was spawned.
@@ -26,17 +31,23 @@ pub(crate) fn confine(command: &mut Command, inherit: &[Arc<OwnedFd>]) {
     // async-signal-safe: `before_exec` makes system calls and touches the stack and memory allocated above,
     // takes no lock and allocates nothing.
     unsafe {
-        command.pre_exec(move || before_exec(parent, &inherit).map_err(io::Error::from));
+        command.pre_exec(move || {
+            before_exec(parent, &inherit, netns.as_deref()).map_err(io::Error::from)
+        });
     }
 }
 
-fn before_exec(parent: Pid, inherit: &[RawFd]) -> Result<(), Errno> {
+fn before_exec(parent: Pid, inherit: &[RawFd], netns: Option<&OwnedFd>) -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // If the parent died before that call, no signal will come: this process has already been given to another.
     if rustix::process::getppid() != Some(parent) {
         return Err(Errno::SRCH);
     }
     rustix::process::setsid()?;
+    if let Some(netns) = netns {
+        // This process has one thread, so all of it goes.
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    }
     close_on_exec(inherit)
 }
 

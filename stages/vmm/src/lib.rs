@@ -51,7 +51,9 @@ mod pvh;
 mod qemu;
 mod vsock;
 
-pub use config::{Accelerator, Drive, KernelFiles, MAX_VCPUS, MachineConfig, VmmChoice, VmmKind};
+pub use config::{
+    Accelerator, Drive, KernelFiles, MAX_VCPUS, MachineConfig, Nic, VmmChoice, VmmKind,
+};
 pub use console::{CONSOLE_KEPT, LOG_LIMIT};
 pub use error::{LogTail, Logs, VmmError};
 pub use host::{Chosen, Finding, Host, HostCaps, KvmState, State, choose};

@@ -36,6 +36,8 @@ pub(crate) fn config(dir: &Path) -> MachineConfig {
         vsock_cid: 3,
         dir: dir.to_owned(),
         inherit: Vec::new(),
+        netns: None,
+        nics: Vec::new(),
     }
 }
 

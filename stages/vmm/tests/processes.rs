@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fcpipe_vmm::{ProcessMark, Vmm, VmmError};
+use fcpipe_vmm::{Nic, ProcessMark, Vmm, VmmError};
 use tempfile::tempdir;
 
 use crate::bench::{
@@ -164,6 +164,53 @@ fn a_child_has_its_own_session_and_only_what_it_was_given() {
         let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         assert_eq!(fields[2], mark.pid.to_string(), "group");
         assert_eq!(fields[3], mark.pid.to_string(), "session");
+    }
+}
+
+#[test]
+fn needs_root_every_process_runs_in_the_machine_s_network_namespace() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let here = fs::read_link("/proc/self/ns/net").unwrap();
+    let mut holder = Command::new("unshare")
+        .args(["--net", "sleep", "600"])
+        .spawn()
+        .unwrap();
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let namespace = || fs::read_link(&path).unwrap();
+    eventually("there is a namespace", || namespace() != here);
+
+    let dir = tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.netns = Some(Arc::new(fs::File::open(&path).unwrap().into()));
+    let machine = qemu("qemu-hangs", "device-serves")
+        .start(&config, &[], NEVER)
+        .unwrap();
+    let marks = machine.processes();
+    assert_eq!(marks.len(), 2);
+    for mark in marks {
+        let its = fs::read_link(format!("/proc/{}/ns/net", mark.pid)).unwrap();
+        assert_eq!(its, namespace());
+    }
+    assert_eq!(fs::read_link("/proc/self/ns/net").unwrap(), here);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
+fn a_name_that_is_no_tap_s_is_refused() {
+    let dir = tempdir().unwrap();
+    for tap in ["", "a,b", "sixteen-letters-", "a b", "a/b"] {
+        let mut config = config(dir.path());
+        config.nics.push(Nic {
+            tap: tap.to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        });
+        let refused = qemu("qemu-hangs", "device-serves").start(&config, &[], NEVER);
+        assert!(matches!(refused, Err(VmmError::Config { .. })), "{tap:?}");
     }
 }
 

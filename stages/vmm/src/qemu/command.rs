@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use crate::config::{Accelerator, Drive, MachineConfig};
+use crate::config::{Accelerator, Drive, MachineConfig, Nic};
 use crate::qemu::VHOST_SOCKET;
 
 /// q35 without what a guest of ours never looks at. Dropping the HPET costs nothing: guests have the ACPI PM timer and the TSC.
@@ -72,9 +72,31 @@ pub(crate) fn arguments(
             ),
         );
     }
+    for (index, nic) in config.nics.iter().enumerate() {
+        args.add("-netdev", netdev(index, nic));
+        args.add("-device", net_device(index, nic));
+    }
     args.add("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}"));
     args.add("-device", "vhost-user-vsock-pci,chardev=vsock");
     args.list
+}
+
+/// By name, as Firecracker opens it too: QEMU is in the TAP's namespace by then. No script may run, and the kernel's vhost is for
+/// hosts that have it.
+fn netdev(index: usize, nic: &Nic) -> String {
+    format!(
+        "tap,id=net{index},ifname={},script=no,downscript=no,vhost=off",
+        nic.tap
+    )
+}
+
+/// `romfile=`: nobody boots from it, and the firmware would spend time on its ROM.
+fn net_device(index: usize, nic: &Nic) -> String {
+    format!(
+        "virtio-net-pci,netdev=net{index},mac={},host_mtu={},romfile=",
+        nic.mac_text(),
+        nic.mtu
+    )
 }
 
 fn cmdline(extra: &str) -> String {
@@ -133,6 +155,23 @@ mod tests {
         assert!(value.as_bytes().ends_with(
             b"read-only=on,cache.no-flush=on,file.driver=file,file.filename=/a,,b\xff=\n"
         ));
+    }
+
+    #[test]
+    fn an_interface_has_its_address_and_mtu_and_runs_no_script() {
+        let nic = Nic {
+            tap: "b9fc_web-1".to_owned(),
+            mac: [2, 0, 0, 0xab, 0, 9],
+            mtu: 1450,
+        };
+        assert_eq!(
+            netdev(1, &nic),
+            "tap,id=net1,ifname=b9fc_web-1,script=no,downscript=no,vhost=off"
+        );
+        assert_eq!(
+            net_device(1, &nic),
+            "virtio-net-pci,netdev=net1,mac=02:00:00:ab:00:09,host_mtu=1450,romfile="
+        );
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Prepared for PreparedQemu {
                 stdout,
                 stderr,
                 inherit: config.inherit.clone(),
+                netns: config.netns.clone(),
             },
             || {},
         )?;
@@ -185,6 +186,7 @@ impl Device {
                 stdout: output,
                 stderr,
                 inherit: Vec::new(),
+                netns: config.netns.clone(),
             },
             move || {
                 if let Some(qemu) = owner.get() {
@@ -264,6 +266,14 @@ fn check(config: &MachineConfig) -> Result<(), VmmError> {
     }
     if config.cmdline_extra.contains(['\0', '\n']) {
         return wrong("its kernel arguments hold a NUL or a newline".to_owned());
+    }
+    for nic in &config.nics {
+        // The kernel's own rules for a name, and the comma, which has a meaning to QEMU.
+        let fits = (1..=15).contains(&nic.tap.len());
+        let odd = |c: char| c.is_whitespace() || c.is_control() || "/:,".contains(c);
+        if !fits || nic.tap.contains(odd) {
+            return wrong(format!("{:?} is no name of a TAP", nic.tap));
+        }
     }
     Ok(())
 }
