@@ -66,6 +66,7 @@ pub(crate) fn process(spec: &LaunchSpec) -> Process {
         additional_gids: process.additional_gids.clone(),
         umask: process.umask,
         terminal: process.terminal,
+        console_size: None,
         no_new_privileges: process.no_new_privileges,
         rlimits: Vec::new(),
         oom_score_adj: None,

@@ -265,6 +265,12 @@ impl Effect for RunProcess {
                 ));
             }
         }
+        if session.oom_kills() > 0 {
+            cx.warn(format_args!(
+                "the guest had too little memory ({} killed by its kernel): more is machine.memory, or linux.resources.memory.limit",
+                session.oom_kills()
+            ));
+        }
         power_off(cx, booted.as_ref());
         Ok(status)
     }

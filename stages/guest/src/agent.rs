@@ -9,18 +9,20 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fcpipe_proto::guest::{Connection, linger};
-use fcpipe_proto::message::{GuestMessage, HelloReply, HostMessage, Start};
+use fcpipe_proto::message::{GuestMessage, HelloReply, HostMessage, SignalOutcome, Start};
 use fcpipe_proto::mux::Mux;
+use fcpipe_proto::process::Signal;
 use fcpipe_proto::{Failure, FailureKind, GuestConfig, PROTOCOL, ProcessId, ProtoError};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::cgroup::Cgroup;
 use crate::console::say;
 use crate::handoff::Container;
+use crate::oom::{self, Kills};
 use crate::processes::Processes;
 use crate::root::Root;
 use crate::spawn::{self, Place};
-use crate::sys;
+use crate::{stats, sys};
 
 /// How long killed processes may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -44,6 +46,9 @@ pub struct Settings {
 pub struct Agent {
     pub(crate) settings: Settings,
     pub(crate) processes: Processes,
+    oom_kills: Kills,
+    /// When this agent was made, on the clock of the kernel's run.
+    born: Duration,
     container: Mutex<ContainerState>,
     /// The connection that is served: one at a time.
     session: Mutex<Session>,
@@ -83,27 +88,52 @@ impl Agent {
         Agent {
             settings,
             processes: Processes::default(),
+            oom_kills: Kills::default(),
+            born: stats::uptime(),
             container: Mutex::default(),
             session: Mutex::new(Session::None(Instant::now())),
         }
     }
 
-    /// Starts the thread that waits for every process that ends.
+    /// Starts the threads that wait for every process that ends, and for the kernel's killing for want of memory.
     ///
     /// # Errors
     /// When there can be no thread.
-    pub fn start_reaper(self: &Arc<Self>) -> io::Result<()> {
+    pub fn start_watching(self: &Arc<Self>) -> io::Result<()> {
+        if let Some(cgroup) = &self.settings.cgroup
+            && let Err(e) = oom::watch(self, cgroup)
+        {
+            say(&format!("nobody will tell of a lack of memory: {e}"));
+        }
         let agent = Arc::clone(self);
         let thread = thread::Builder::new().name("reaper".to_owned());
         thread.spawn(move || {
-            agent.processes.reap(|process, status| {
-                if let Session::Served(mux) = &*agent.session() {
-                    // A host that has gone learns it no more.
-                    let _ = mux.send(&GuestMessage::Exited { process, status }, "an exit");
-                }
+            // A death for want of memory is told before the exit that it caused.
+            let killed = || agent.look_for_oom();
+            agent.processes.reap(killed, |process, status| {
+                agent.tell(&GuestMessage::Exited { process, status });
             });
         })?;
         Ok(())
+    }
+
+    /// Tells the host, if there is one. One that has gone learns it no more.
+    fn tell(&self, message: &GuestMessage) {
+        if let Session::Served(mux) = &*self.session() {
+            let _ = mux.send(message, "news");
+        }
+    }
+
+    pub(crate) fn look_for_oom(&self) {
+        let cgroup = self.settings.cgroup.as_ref();
+        if cgroup.is_some_and(|cgroup| self.oom_kills.grown(cgroup)) {
+            self.tell_oom();
+        }
+    }
+
+    fn tell_oom(&self) {
+        let kills = self.oom_kills.get();
+        self.tell(&GuestMessage::Oom { kills });
     }
 
     fn session(&self) -> MutexGuard<'_, Session> {
@@ -135,6 +165,8 @@ impl Agent {
         let outcome = match accepted {
             Ok(connection) => {
                 *self.session() = Session::Served(Arc::clone(connection.mux()));
+                // The handshake told what was so when it began.
+                self.tell_oom();
                 self.serve_requests(connection)
             }
             Err(e) => Outcome::Lost(e),
@@ -161,6 +193,7 @@ impl Agent {
             boot_id: self.settings.boot_id.clone(),
             configured: !matches!(*self.container(), ContainerState::None),
             running: self.processes.running(),
+            oom_kills: self.oom_kills.get(),
         }
     }
 
@@ -195,8 +228,17 @@ impl Agent {
                     signal,
                     all,
                 }) => {
-                    let outcome = self.processes.signal(process, signal, all);
+                    let outcome = self.signal(process, signal, all);
                     connection.answer(&GuestMessage::Signalled { request, outcome })
+                }
+                Ok(HostMessage::Resize { process, size }) => {
+                    self.processes.resize(process, size);
+                    Ok(())
+                }
+                Ok(HostMessage::Stats { request }) => {
+                    let cgroup = self.settings.cgroup.as_ref();
+                    let stats = Box::new(stats::read(cgroup, self.born));
+                    connection.answer(&GuestMessage::Stats { request, stats })
                 }
                 Ok(HostMessage::Shutdown) if ending.is_none() => {
                     let end = self.aside(&connection, |agent, mux| {
@@ -266,10 +308,19 @@ impl Agent {
         }
     }
 
-    fn place(&self, start: &Start) -> Result<Place, Failure> {
-        if start.process.terminal {
-            return Err(refusal("this guest has no terminals"));
+    fn signal(&self, process: ProcessId, signal: Signal, all: bool) -> SignalOutcome {
+        // The kernel is faster than a fork bomb; whoever looks for processes one by one is not.
+        if all
+            && signal == Signal::KILL
+            && self.processes.is_running(process)
+            && self.settings.cgroup.as_ref().is_some_and(Cgroup::kill)
+        {
+            return SignalOutcome::Sent;
         }
+        self.processes.signal(process, signal, all)
+    }
+
+    fn place(&self, start: &Start) -> Result<Place, Failure> {
         if start.id != ProcessId::INIT {
             let init = self.processes.init();
             return init

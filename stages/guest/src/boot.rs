@@ -66,7 +66,7 @@ fn run() -> Result<(), BootError> {
         disk: Box::new(disk_path),
         cgroup,
     }));
-    agent.start_reaper().map_err(BootError::Thread)?;
+    agent.start_watching().map_err(BootError::Thread)?;
     vsock::ring();
     serve::serve(&agent, |patience: Duration| listener.accept(patience));
     Ok(())

@@ -38,8 +38,9 @@ impl Cgroup {
 
     fn limit(&self) -> io::Result<()> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
-        if let Some(total) = mem_total(&meminfo) {
-            let most = total.saturating_sub(RESERVE.max(total / 32)).max(total / 2);
+        // What the kernel has taken for itself by now is nobody's: a limit above what is left would never be reached.
+        if let Some(left) = of_meminfo(&meminfo, "MemAvailable:") {
+            let most = left.saturating_sub(RESERVE.max(left / 32)).max(left / 2);
             put(&self.path.join("memory.max"), &most.to_string())?;
         }
         let threads = fs::read_to_string("/proc/sys/kernel/threads-max")?;
@@ -59,11 +60,38 @@ impl Cgroup {
         put(&self.path.join("cgroup.procs"), &pid)
     }
 
-    /// Kills everything in the group.
-    pub fn kill(&self) {
-        // A kernel before 5.14 has no such file; init's end has killed all there.
-        let _ = put(&self.path.join("cgroup.kill"), "1");
+    /// Kills everything in the group at once, so that nothing can fork out of it; `false` where the kernel cannot
+    /// (before 5.14).
+    pub fn kill(&self) -> bool {
+        put(&self.path.join("cgroup.kill"), "1").is_ok()
     }
+
+    /// A file of the group.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The number in a file of the group; `None` for `max`, or where the file is not there.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        fs::read_to_string(self.file(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// One of the named numbers in a file of the group.
+    pub(crate) fn named(&self, file: &str, name: &str) -> Option<u64> {
+        named(&fs::read_to_string(self.file(file)).ok()?, name)
+    }
+}
+
+/// The number of the line that begins with `name`, as the kernel's "flat keyed" files have them.
+pub(crate) fn named(text: &str, name: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
 }
 
 /// Writes to a file that is there; it is never made.
@@ -72,9 +100,9 @@ fn put(path: &Path, value: &str) -> io::Result<()> {
     file.write_all(value.as_bytes())
 }
 
-/// Bytes, from the first line of `/proc/meminfo`.
-fn mem_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+/// Bytes, from a line of `/proc/meminfo`.
+pub(crate) fn of_meminfo(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -84,11 +112,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn meminfo_is_read() {
-        assert_eq!(
-            mem_total("MemTotal:         486000 kB\nMemFree: 1 kB\n"),
-            Some(486_000 << 10)
-        );
-        assert_eq!(mem_total("MemFree: 1 kB\n"), None);
+    fn the_kernel_s_files_are_read() {
+        let meminfo = "MemTotal:         486000 kB\nMemFree: 1 kB\n";
+        assert_eq!(of_meminfo(meminfo, "MemTotal:"), Some(486_000 << 10));
+        assert_eq!(of_meminfo(meminfo, "MemAvailable:"), None);
+        let events = "low 0\noom 7\noom_kill 3\n";
+        assert_eq!(named(events, "oom"), Some(7));
+        assert_eq!(named(events, "oom_kill"), Some(3));
+        assert_eq!(named(events, "oo"), None);
     }
 }

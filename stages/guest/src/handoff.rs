@@ -18,7 +18,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Standard streams, and the pidfd of the process to join.
+/// The pidfd of the process to join, and standard streams.
 pub(crate) const MAX_FDS: usize = 4;
 /// Above what a host's message can be.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -27,7 +27,8 @@ const MAX_MESSAGE: usize = 16 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Orders {
     pub(crate) process: Process,
-    /// The container to make; `None`: it joins the one of the fourth descriptor.
+    /// The container to make; `None`: it joins the one of the first descriptor. The next three are its standard
+    /// streams, unless it has a terminal.
     pub(crate) container: Option<Container>,
 }
 
@@ -42,6 +43,8 @@ pub(crate) struct Container {
 /// What the process says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// The descriptor with it is the agent's end of the terminal.
+    Terminal,
     /// The next system call is execve(2).
     Exec,
     /// It did not come so far, or execve(2) failed.

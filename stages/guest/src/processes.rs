@@ -10,10 +10,12 @@ use fcpipe_proto::message::SignalOutcome;
 use fcpipe_proto::mux::Inlet;
 use fcpipe_proto::process::Signal;
 use fcpipe_proto::pump::Stop;
-use fcpipe_proto::{ExitStatus, ProcessId};
+use fcpipe_proto::{ExitStatus, ProcessId, WindowSize};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait};
 
+use crate::console::say;
+use crate::container::terminal;
 use crate::sys;
 
 /// All processes that were started and have not ended.
@@ -39,6 +41,8 @@ struct Entry {
     pid: Pid,
     pidfd: Arc<OwnedFd>,
     streams: StreamsOf,
+    /// The agent's end of its terminal, if it has one.
+    terminal: Option<Arc<OwnedFd>>,
     running: bool,
     exited: Option<ExitStatus>,
 }
@@ -113,6 +117,7 @@ impl Processes {
             pid,
             pidfd: Arc::new(pidfd),
             streams,
+            terminal: None,
             running: false,
             exited,
         };
@@ -123,12 +128,18 @@ impl Processes {
 
     /// The process runs its program. `say` is called with nothing, and again with the exit if it
     /// is over already.
-    pub(crate) fn started(&self, id: ProcessId, say: impl Fn(Option<ExitStatus>)) {
+    pub(crate) fn started(
+        &self,
+        id: ProcessId,
+        terminal: Option<Arc<OwnedFd>>,
+        say: impl Fn(Option<ExitStatus>),
+    ) {
         let mut table = self.lock();
         let Some(entry) = table.entries.get_mut(&id) else {
             return;
         };
         entry.running = true;
+        entry.terminal = terminal;
         say(None);
         if let Some(status) = entry.exited {
             entry.streams.end();
@@ -151,6 +162,13 @@ impl Processes {
         self.changed.notify_all();
     }
 
+    /// Whether it has been started and has not ended.
+    pub(crate) fn is_running(&self, id: ProcessId) -> bool {
+        let table = self.lock();
+        let entry = table.entries.get(&id);
+        entry.is_some_and(|e| e.running && e.exited.is_none())
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, id: ProcessId, signal: Signal, all: bool) -> SignalOutcome {
         let found = {
@@ -167,6 +185,30 @@ impl Processes {
         match sys::pidfd_signal(pidfd.as_fd(), signal.get()) {
             Ok(()) => SignalOutcome::Sent,
             Err(_) => SignalOutcome::NotRunning,
+        }
+    }
+
+    /// Gives its terminal another size, if it has one.
+    pub(crate) fn resize(&self, id: ProcessId, size: WindowSize) {
+        let terminal = self
+            .lock()
+            .entries
+            .get(&id)
+            .and_then(|e| e.terminal.clone());
+        if let Some(terminal) = terminal
+            && let Err(e) = terminal::resize(terminal.as_fd(), size)
+        {
+            say(&format!("the terminal of process {id} keeps its size: {e}"));
+        }
+    }
+
+    /// Lets its terminal go: once the pumps have as well, the kernel hangs up on whoever uses it.
+    pub(crate) fn hang_up(&self, id: ProcessId) {
+        let mut table = self.lock();
+        if let Some(entry) = table.entries.get_mut(&id)
+            && entry.terminal.take().is_some()
+        {
+            entry.streams.end();
         }
     }
 
@@ -193,11 +235,21 @@ impl Processes {
     }
 
     /// The reaper's life: waits for every child, the host's and orphans that come to init.
-    pub(crate) fn reap(&self, say: impl Fn(ProcessId, ExitStatus)) -> ! {
+    /// `killed` is called before anything is said about one that was.
+    pub(crate) fn reap(&self, killed: impl Fn(), say: impl Fn(ProcessId, ExitStatus)) -> ! {
         loop {
             match wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) => {
                     if let Some(status) = exit_status(status) {
+                        if matches!(
+                            status,
+                            ExitStatus::Signal {
+                                signal: Signal::KILL,
+                                ..
+                            }
+                        ) {
+                            killed();
+                        }
                         self.ended(pid, status, &say);
                     }
                 }

@@ -20,6 +20,7 @@ use fcpipe_proto::{Failure, FailureKind, ProcessId, ProtoError};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr};
 
 use crate::agent::Agent;
 use crate::container;
@@ -79,7 +80,7 @@ pub(crate) fn refuse(mux: &Arc<Mux>, id: ProcessId, failure: Failure) -> Result<
     mux.send(&GuestMessage::StartFailed { process, failure }, "a failure")
 }
 
-fn run(agent: &Agent, mux: &Arc<Mux>, start: Start, place: Place, streams: Streams) {
+fn run(agent: &Arc<Agent>, mux: &Arc<Mux>, start: Start, place: Place, streams: Streams) {
     let id = start.id;
     let ends = match begin(agent, start, place, &streams) {
         Ok(ends) => ends,
@@ -90,8 +91,12 @@ fn run(agent: &Agent, mux: &Arc<Mux>, start: Start, place: Place, streams: Strea
             return;
         }
     };
+    let terminal = match &ends.side {
+        Side::Terminal(master) => Some(Arc::clone(master)),
+        Side::Pipes { .. } => None,
+    };
     // Under the table's lock, so that the start is said before the exit.
-    agent.processes.started(id, |exited| {
+    agent.processes.started(id, terminal, |exited| {
         let message = match exited {
             None => GuestMessage::Started { process: id },
             Some(status) => GuestMessage::Exited {
@@ -101,22 +106,36 @@ fn run(agent: &Agent, mux: &Arc<Mux>, start: Start, place: Place, streams: Strea
         };
         let _ = mux.send(&message, "a start");
     });
-    ends.pump(id, streams);
+    ends.pump(agent, id, streams);
 }
 
-/// The agent's ends of a process's pipes.
+/// The agent's ends of a process's streams.
 struct Ends {
-    stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    side: Side,
     stop: Arc<Stop>,
 }
 
-fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result<Ends, Failure> {
+enum Side {
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    Terminal(Arc<OwnedFd>),
+}
+
+/// The process's ends of its pipes.
+struct Theirs {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+fn pipes(with_stdin: bool) -> Result<(Side, Theirs), Failure> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| setup("making a pipe", &e.into()));
-    let (stdin, their_stdin) = if start.stdin {
+    let (ours, stdin) = if with_stdin {
         let (theirs, ours) = pipe()?;
-        fcntl_setfl(&ours, OFlags::NONBLOCK).map_err(|e| setup("making a pipe", &e.into()))?;
+        unblock(&ours).map_err(|e| setup("making a pipe", &e))?;
         (Some(ours), theirs)
     } else {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -125,17 +144,37 @@ fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result
             null.map_err(|e| setup("opening /dev/null", &e.into()))?,
         )
     };
-    let (stdout, their_stdout) = pipe()?;
-    let (stderr, their_stderr) = pipe()?;
-    let stop = Arc::new(Stop::new().map_err(|e| setup("making an eventfd", &e))?);
+    let (from_stdout, stdout) = pipe()?;
+    let (from_stderr, stderr) = pipe()?;
+    let side = Side::Pipes {
+        stdin: ours,
+        stdout: from_stdout,
+        stderr: from_stderr,
+    };
+    let theirs = Theirs {
+        stdin,
+        stdout,
+        stderr,
+    };
+    Ok((side, theirs))
+}
 
-    let mut fds = vec![
-        their_stdin.as_fd(),
-        their_stdout.as_fd(),
-        their_stderr.as_fd(),
-    ];
+fn unblock(fd: &OwnedFd) -> io::Result<()> {
+    Ok(fcntl_setfl(fd, OFlags::NONBLOCK)?)
+}
+
+fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result<Ends, Failure> {
+    let pipes = match start.process.terminal {
+        true => None,
+        false => Some(pipes(start.stdin)?),
+    };
+    let stop = Arc::new(Stop::new().map_err(|e| setup("making an eventfd", &e))?);
+    let mut fds = Vec::new();
     if let Place::Beside(init) = &place {
         fds.push(init.as_fd());
+    }
+    if let Some((_, theirs)) = &pipes {
+        fds.extend([&theirs.stdin, &theirs.stdout, &theirs.stderr].map(AsFd::as_fd));
     }
     let (mut control, theirs) = UnixStream::pair().map_err(|e| setup("making a socket", &e))?;
     let stop_too = StreamsOf {
@@ -165,23 +204,28 @@ fn begin(agent: &Agent, start: Start, place: Place, streams: &Streams) -> Result
         },
     };
     let told = handoff::send(&mut control, &orders, &fds);
-    drop((their_stdin, their_stdout, their_stderr));
-    let report = told.and_then(|()| last_report(&mut control));
-    match report {
-        Ok(Some(Report::Exec)) => Ok(Ends {
-            stdin,
-            stdout,
-            stderr,
-            stop,
-        }),
-        Ok(Some(Report::Failed(failure))) => Err(failure),
-        Ok(None) => Err(Failure::new(
-            FailureKind::Setup,
-            None,
-            "the new process died while it set the container up",
-        )),
-        Err(e) => Err(setup("talking to the new process", &e)),
+    let pipes = pipes.map(|(ours, _)| ours);
+    let reports = told.and_then(|()| reports(&mut control));
+    let reports = reports.map_err(|e| setup("talking to the new process", &e))?;
+    let lacking = |what: &str| Failure::new(FailureKind::Setup, None, what);
+    match reports.last {
+        Some(Report::Exec) => {}
+        Some(Report::Failed(failure)) => return Err(failure),
+        Some(Report::Terminal) | None => {
+            return Err(lacking(
+                "the new process died while it set the container up",
+            ));
+        }
     }
+    let side = match (pipes, reports.terminal) {
+        (Some(pipes), _) => pipes,
+        (None, Some(master)) => {
+            unblock(&master).map_err(|e| setup("using the terminal", &e))?;
+            Side::Terminal(Arc::new(master))
+        }
+        (None, None) => return Err(lacking("the terminal did not come")),
+    };
+    Ok(Ends { side, stop })
 }
 
 /// Runs this program as a container process, in the PID namespace where it belongs. The calling
@@ -204,45 +248,90 @@ struct OrdersRef<'a> {
     container: Option<&'a Container>,
 }
 
+/// What the new process said.
+#[derive(Default)]
+struct Reports {
+    last: Option<Report>,
+    terminal: Option<OwnedFd>,
+}
+
 /// Reads until the process closes its end, in execve(2) or by dying.
-fn last_report(control: &mut UnixStream) -> io::Result<Option<Report>> {
-    let mut last = None;
-    while let Some((report, _)) = handoff::receive(control)? {
-        last = Some(report);
+fn reports(control: &mut UnixStream) -> io::Result<Reports> {
+    let mut reports = Reports::default();
+    while let Some((report, fds)) = handoff::receive(control)? {
+        if matches!(report, Report::Terminal) {
+            reports.terminal = fds.into_iter().next();
+        }
+        reports.last = Some(report);
     }
-    Ok(last)
+    Ok(reports)
 }
 
 impl Ends {
     /// Starts the threads that move the process's bytes.
-    fn pump(self, id: ProcessId, streams: Streams) {
-        let named = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            let thread = thread::Builder::new().name(format!("{name}-{id}"));
-            if let Err(e) = thread.spawn(run) {
-                crate::console::say(&format!("process {id} has no {name}: {e}"));
+    fn pump(self, agent: &Arc<Agent>, id: ProcessId, streams: Streams) {
+        let stop = self.stop;
+        match self.side {
+            Side::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                // When the host wants no more, closing the pipe is how the process learns it.
+                let outputs = [
+                    ("stdout", stdout, streams.stdout),
+                    ("stderr", stderr, streams.stderr),
+                ];
+                for (name, fd, outlet) in outputs {
+                    let stop = Arc::clone(&stop);
+                    pumping(name, id, move || {
+                        pump::send_fd(&fd, &outlet, &stop, AtStop::Drain);
+                    });
+                }
+                if let (Some(fd), Some(inlet)) = (stdin, streams.stdin) {
+                    pumping("stdin", id, move || {
+                        pump::receive_fd(&inlet, &fd, &stop);
+                    });
+                }
             }
-        };
-        let outputs = [
-            ("stdout", self.stdout, streams.stdout),
-            ("stderr", self.stderr, streams.stderr),
-        ];
-        for (name, fd, outlet) in outputs {
-            let stop = Arc::clone(&self.stop);
-            named(
-                name,
-                Box::new(move || {
-                    // When the host wants no more, closing the pipe is how the process learns it.
-                    pump::send_fd(&fd, &outlet, &stop, AtStop::Drain);
-                }),
-            );
+            Side::Terminal(master) => {
+                streams.stderr.finish();
+                let (fd, agent) = (Arc::clone(&master), Arc::clone(agent));
+                let (outlet, stop_too) = (streams.stdout, Arc::clone(&stop));
+                pumping("terminal", id, move || {
+                    let end = pump::send_fd(&fd, &outlet, &stop_too, AtStop::Drain);
+                    drop(fd);
+                    if end.is_some() {
+                        agent.processes.hang_up(id);
+                    }
+                });
+                if let Some(inlet) = streams.stdin {
+                    pumping("stdin", id, move || {
+                        if pump::receive_fd(&inlet, &master, &stop) {
+                            type_end(&master, &stop);
+                        }
+                    });
+                }
+            }
         }
-        if let (Some(fd), Some(inlet)) = (self.stdin, streams.stdin) {
-            let stop = self.stop;
-            named(
-                "stdin",
-                Box::new(move || pump::receive_fd(&inlet, fd, &stop)),
-            );
-        }
+    }
+}
+
+fn pumping(name: &str, id: ProcessId, run: impl FnOnce() + Send + 'static) {
+    let thread = thread::Builder::new().name(format!("{name}-{id}"));
+    if let Err(e) = thread.spawn(run) {
+        crate::console::say(&format!("process {id} has no {name}: {e}"));
+    }
+}
+
+/// A terminal's input has no end but the one that is typed: once to end a line that was begun, and once more.
+fn type_end(master: &OwnedFd, stop: &Stop) {
+    let Ok(mode) = tcgetattr(master) else {
+        return;
+    };
+    let end = mode.special_codes[SpecialCodeIndex::VEOF];
+    if mode.local_modes.contains(LocalModes::ICANON) && end != 0 {
+        pump::write_all(master, &[end, end], stop);
     }
 }
 

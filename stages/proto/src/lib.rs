@@ -7,7 +7,7 @@
 //! Where to begin reading:
 //! - [`frame`]: bytes on the wire, and the limits on them;
 //! - [`message`]: the control messages, which are JSON in a frame;
-//! - [`config`] and [`process`]: what those messages carry;
+//! - [`config`], [`process`] and [`stats`]: what those messages carry;
 //! - [`mux`]: one connection's streams, with credit windows; both ends use it;
 //! - [`host`]: [`host::Session`], what a launcher uses;
 //! - [`guest`]: [`guest::Connection`], what the agent uses.
@@ -29,16 +29,18 @@ pub mod message;
 pub mod mux;
 pub mod process;
 pub mod pump;
+pub mod stats;
 pub mod stream;
 
 pub use config::{GuestConfig, GuestMount, RootFs, WallClock, Writes};
 pub use error::ProtoError;
-pub use process::{ExitStatus, Failure, FailureKind, Process, ProcessId, Rlimit};
+pub use process::{ExitStatus, Failure, FailureKind, Process, ProcessId, Rlimit, WindowSize};
+pub use stats::Stats;
 pub use stream::Stream;
 
 /// The version of the protocol. Both ends must have the same: the guest program travels with the
 /// host's, so there is nothing to negotiate.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The vsock port on which the agent listens. Below 1024, so that no unprivileged process of the
 /// guest can take it before the agent does or after it.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::GuestConfig;
 use crate::error::ProtoError;
-use crate::process::{ExitStatus, Failure, Process, ProcessId, Signal};
+use crate::process::{ExitStatus, Failure, Process, ProcessId, Signal, WindowSize};
+use crate::stats::Stats;
 
 /// From the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,13 @@ pub enum HostMessage {
         signal: Signal,
         all: bool,
     },
+    /// Gives a process's terminal another size. There is no answer: it may cross the process's end.
+    Resize {
+        process: ProcessId,
+        size: WindowSize,
+    },
+    /// Asks for [`GuestMessage::Stats`].
+    Stats { request: u32 },
     /// Asks for a [`GuestMessage::Pong`].
     Ping,
     /// Ends the container, writes everything back, answers, and resets the machine.
@@ -64,6 +72,16 @@ pub enum GuestMessage {
     Exited {
         process: ProcessId,
         status: ExitStatus,
+    },
+    /// What the container and its machine have used.
+    Stats {
+        request: u32,
+        stats: Box<Stats>,
+    },
+    /// The guest's kernel has killed processes of the container for want of memory: so many since the boot. Never
+    /// fewer than were told before, and told before the exits that it caused.
+    Oom {
+        kills: u64,
     },
     Pong,
     /// Everything ended and was written back; the machine resets now.
@@ -104,6 +122,9 @@ pub struct HelloReply {
     /// the connection that started them.
     #[serde(default)]
     pub running: Vec<ProcessId>,
+    /// As [`GuestMessage::Oom`].
+    #[serde(default)]
+    pub oom_kills: u64,
 }
 
 /// A process to start.

@@ -69,9 +69,13 @@ pub struct Process {
     /// `None`: 022.
     #[serde(default)]
     pub umask: Option<u32>,
-    /// Reserved: a guest of this version refuses `true`.
+    /// Its standard streams are a terminal of the container's `/dev/pts`: stdin goes to it, all output comes on
+    /// stdout, and stderr ends at once.
     #[serde(default)]
     pub terminal: bool,
+    /// The terminal's size at the beginning.
+    #[serde(default)]
+    pub console_size: Option<WindowSize>,
     #[serde(default)]
     pub no_new_privileges: bool,
     #[serde(default)]
@@ -94,11 +98,19 @@ impl Process {
             additional_gids: Vec::new(),
             umask: None,
             terminal: false,
+            console_size: None,
             no_new_privileges: false,
             rlimits: Vec::new(),
             oom_score_adj: None,
         }
     }
+}
+
+/// A terminal's size in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    pub rows: u16,
+    pub columns: u16,
 }
 
 /// A resource limit of `setrlimit(2)`.

@@ -77,25 +77,39 @@ pub fn send_fd(fd: &impl AsFd, outlet: &Outlet, stop: &Stop, at_stop: AtStop) ->
     end
 }
 
-/// Writes what comes on the stream to `fd`, a descriptor that does not block, and closes it.
-pub fn receive_fd(inlet: &Inlet, fd: OwnedFd, stop: &Stop) {
+/// Writes what comes on the stream to `fd`, a descriptor that does not block. `true` where all was written, to the
+/// stream's end.
+pub fn receive_fd(inlet: &Inlet, fd: &impl AsFd, stop: &Stop) -> bool {
     let mut buffer = vec![0; MAX_DATA];
-    while let Ok(n @ 1..) = inlet.read(&mut buffer) {
-        let mut rest = &buffer[..n];
-        while !rest.is_empty() {
-            match rustix::io::write(&fd, rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    let waited = wait(fd.as_fd(), PollFlags::OUT, stop, false);
-                    if !matches!(waited, Ok((_, false))) {
-                        return inlet.close();
-                    }
-                }
-                Err(_) => return inlet.close(),
-            }
+    loop {
+        let n = match inlet.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(n) => n,
+            Err(_) => return false,
+        };
+        if !write_all(fd, &buffer[..n], stop) {
+            inlet.close();
+            return false;
         }
     }
+}
+
+/// Writes all of it to a descriptor that does not block; `false` where that failed, or was stopped.
+pub fn write_all(fd: &impl AsFd, mut bytes: &[u8], stop: &Stop) -> bool {
+    while !bytes.is_empty() {
+        match rustix::io::write(fd, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let waited = wait(fd.as_fd(), PollFlags::OUT, stop, false);
+                if !matches!(waited, Ok((_, false))) {
+                    return false;
+                }
+            }
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Writes what comes on the stream to `to`. A receiver that has gone resets the stream.

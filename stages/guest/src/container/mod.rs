@@ -10,12 +10,14 @@ mod exec;
 mod mounts;
 mod options;
 pub mod resolve;
+pub(crate) mod terminal;
 mod user;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use fcpipe_proto::{Failure, FailureKind, GuestConfig, Process};
@@ -28,6 +30,7 @@ use rustix::process::{fchdir, pivot_root, umask};
 
 use crate::handoff::{self, Container, Orders, Report};
 use crate::sys;
+use terminal::Terminal;
 
 /// The argument that makes this program a container process.
 pub const ARGUMENT: &str = "container-process";
@@ -56,20 +59,36 @@ fn become_program(
 ) -> Result<std::convert::Infallible, Failure> {
     let Orders { process, container } = orders;
     let mut fds = fds.into_iter();
-    let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
-        return Err(setup("its standard streams did not come"));
+    let init = match container {
+        Some(_) => None,
+        None => Some(fds.next().ok_or_else(|| setup("no container to join"))?),
     };
     // While /proc is the agent's. It is inherited, and the agent's is the lowest there is.
     let score = process.oom_score_adj.unwrap_or(0).to_string();
     fs::write("/proc/self/oom_score_adj", score).map_err(|e| failed(None, "its OOM score", e))?;
-    match container {
-        Some(container) => enter_new(&container, &process)?,
-        None => enter_running(&fds.next().ok_or_else(|| setup("no container to join"))?)?,
-    }
+    let terminal = match (&container, &init) {
+        (Some(container), _) => enter_new(container, &process)?,
+        (None, Some(init)) => enter_running(init, &process)?,
+        (None, None) => None,
+    };
     rustix::process::setsid().map_err(|e| failed(None, "a new session", e))?;
-    rustix::stdio::dup2_stdin(&stdin).map_err(|e| failed(None, "standard input", e))?;
-    rustix::stdio::dup2_stdout(&stdout).map_err(|e| failed(None, "standard output", e))?;
-    rustix::stdio::dup2_stderr(&stderr).map_err(|e| failed(None, "standard error", e))?;
+    let [stdin, stdout, stderr] = match &terminal {
+        Some(terminal) => {
+            terminal.control()?;
+            let report = handoff::send(control, &Report::Terminal, &[terminal.master.as_fd()]);
+            report.map_err(|e| failed(None, "handing the terminal over", e))?;
+            [&terminal.peer; 3].map(AsFd::as_fd)
+        }
+        None => {
+            let streams = fds.as_slice().iter().map(AsFd::as_fd);
+            let streams: Vec<BorrowedFd<'_>> = streams.collect();
+            <[BorrowedFd<'_>; 3]>::try_from(streams)
+                .map_err(|_| setup("its standard streams did not come"))?
+        }
+    };
+    rustix::stdio::dup2_stdin(stdin).map_err(|e| failed(None, "standard input", e))?;
+    rustix::stdio::dup2_stdout(stdout).map_err(|e| failed(None, "standard output", e))?;
+    rustix::stdio::dup2_stderr(stderr).map_err(|e| failed(None, "standard error", e))?;
     let home = user::become_user(&process)?;
     sys::reset_signals();
     sys::close_on_exec_from_3().map_err(|e| failed(None, "closing descriptors", e))?;
@@ -77,7 +96,7 @@ fn become_program(
 }
 
 /// Makes the container around this process, its PID 1.
-fn enter_new(container: &Container, process: &Process) -> Result<(), Failure> {
+fn enter_new(container: &Container, process: &Process) -> Result<Option<Terminal>, Failure> {
     let Container { root, config } = container;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWUTS
@@ -88,9 +107,7 @@ fn enter_new(container: &Container, process: &Process) -> Result<(), Failure> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|e| failed(Some("/"), "making mounts private", e))?;
 
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root_fd = rustix::fs::openat(CWD, root, flags, Mode::empty())
-        .map_err(|e| failed(Some("/"), "opening the root", e))?;
+    let root_fd = open_root(root)?;
     // Modes of what is made here are meant as they are written.
     umask(Mode::empty());
     // Before anything is mounted above them.
@@ -99,6 +116,10 @@ fn enter_new(container: &Container, process: &Process) -> Result<(), Failure> {
         mounts::make(root_fd.as_fd(), mount, place.as_ref())?;
     }
     devices::make(root_fd.as_fd(), config)?;
+    let terminal = terminal::open(root_fd.as_fd(), process)?;
+    if let Some(terminal) = &terminal {
+        terminal.make_console(root_fd.as_fd())?;
+    }
     mounts::finish(root_fd.as_fd(), &config.mounts)?;
     resolve::make_dir(root_fd.as_fd(), &process.cwd)
         .map_err(|e| failed(Some(&process.cwd), "the working directory", e))?;
@@ -114,16 +135,25 @@ fn enter_new(container: &Container, process: &Process) -> Result<(), Failure> {
     pivot_root(".", ".").map_err(|e| failed(Some("/"), "changing the root", e))?;
     unmount(".", UnmountFlags::DETACH)
         .map_err(|e| failed(Some("/"), "leaving the agent's root", e))?;
-    std::env::set_current_dir("/").map_err(|e| failed(Some("/"), "entering the root", e))
+    std::env::set_current_dir("/").map_err(|e| failed(Some("/"), "entering the root", e))?;
+    Ok(terminal)
 }
 
 /// Joins the container of the process of `init`. The PID namespace is joined already.
-fn enter_running(init: &OwnedFd) -> Result<(), Failure> {
+fn enter_running(init: &OwnedFd, process: &Process) -> Result<Option<Terminal>, Failure> {
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWCGROUP;
-    setns(init, namespaces).map_err(|e| failed(None, "joining the container", e))
+    setns(init, namespaces).map_err(|e| failed(None, "joining the container", e))?;
+    let root = open_root(Path::new("/"))?;
+    terminal::open(root.as_fd(), process)
+}
+
+fn open_root(path: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .map_err(|e| failed(Some("/"), "opening the root", e))
 }
 
 fn set_names(config: &GuestConfig) -> Result<(), Failure> {

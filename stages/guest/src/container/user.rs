@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 
 use fcpipe_proto::{Failure, Process, Rlimit};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, chdir, setrlimit, umask};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -53,12 +53,13 @@ fn id(number: u32) -> Result<u32, Failure> {
     Ok(number)
 }
 
-/// Gives the pipes to the user, who could otherwise not open `/dev/stdout`.
+/// Gives the pipes, or the terminal, to the user, who could otherwise not open `/dev/stdout`.
 fn give_streams(uid: Uid) {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for fd in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
-        let pipe = fstat(fd).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Fifo);
-        if pipe {
+        // Everybody's already, and the agent's own.
+        let null = fstat(fd).is_ok_and(|s| s.st_rdev == makedev(1, 3));
+        if !null {
             // The stream itself works without it.
             let _ = fchown(fd, Some(uid), None);
         }

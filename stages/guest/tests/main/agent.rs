@@ -60,7 +60,7 @@ fn agent_process() {
         disk: Box::new(move |number| disks.get(number as usize).cloned()),
         cgroup: None,
     }));
-    agent.start_reaper().unwrap();
+    agent.start_watching().unwrap();
     let listener = UnixListener::bind(dir.join("agent")).unwrap();
     for stream in listener.incoming() {
         let agent = Arc::clone(&agent);
@@ -146,8 +146,10 @@ impl Guest {
             "sha256sum",
             "sleep",
             "stat",
+            "stty",
             "touch",
             "true",
+            "tty",
             "umask",
             "env",
             "wc",

@@ -10,3 +10,5 @@ mod ends;
 mod processes;
 #[cfg(test)]
 mod setup;
+#[cfg(test)]
+mod terminals;

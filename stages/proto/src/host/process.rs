@@ -12,7 +12,7 @@ use crate::error::ProtoError;
 use crate::frame::{self, StreamId};
 use crate::message::{HostMessage, SignalOutcome, Start};
 use crate::mux::{Inlet, Outlet, lock};
-use crate::process::{ExitStatus, Process, ProcessId, Signal};
+use crate::process::{ExitStatus, Process, ProcessId, Signal, WindowSize};
 use crate::pump::{self, AtStop, Stop};
 
 /// How long an agent may take to answer a signal.
@@ -120,9 +120,9 @@ impl RunningProcess {
     /// [`ProtoError::Timeout`] after ten seconds; why the connection ended.
     pub fn signal(&self, signal: Signal, all: bool) -> Result<SignalOutcome, ProtoError> {
         let request = self.shared.change(|state| {
-            state.next_request = state.next_request.wrapping_add(1);
-            state.signals.insert(state.next_request, None);
-            state.next_request
+            let request = state.new_request();
+            state.signals.insert(request, None);
+            request
         });
         let message = HostMessage::Signal {
             request,
@@ -146,6 +146,18 @@ impl RunningProcess {
             self.shared.lock().signals.remove(&request);
         }
         answer
+    }
+
+    /// Gives the process's terminal another size. One without a terminal, or that has ended, takes no notice.
+    ///
+    /// # Errors
+    /// Why the connection ended.
+    pub fn resize(&self, size: WindowSize) -> Result<(), ProtoError> {
+        let message = HostMessage::Resize {
+            process: self.id,
+            size,
+        };
+        self.shared.mux.send(&message, "a terminal's size")
     }
 
     /// Waits until the process has ended and its output has been written; `None` at the deadline.

@@ -116,6 +116,20 @@ fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
                 "an answer to request {request}, which was not made"
             ))),
         },
+        GuestMessage::Stats { request, stats } => match state.stats.get_mut(&request) {
+            Some(answer @ None) => {
+                *answer = Some(Box::new(stats.bounded()));
+                Ok(())
+            }
+            _ => Err(ProtoError::broken(format!(
+                "figures for request {request}, which was not made"
+            ))),
+        },
+        GuestMessage::Oom { kills } if kills >= state.oom_kills => {
+            state.oom_kills = kills;
+            Ok(())
+        }
+        GuestMessage::Oom { .. } => Err(ProtoError::broken("fewer deaths than before")),
         GuestMessage::Stopped { clean } => {
             if !state.stopping || state.stopped.is_some() {
                 return Err(ProtoError::broken("it stopped without being asked"));

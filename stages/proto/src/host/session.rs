@@ -14,6 +14,7 @@ use crate::frame::{Frame, MAX_CONTROL_FROM_GUEST, MAX_CONTROL_FROM_HOST};
 use crate::message::{self, GuestMessage, Hello, HelloReply, HostMessage};
 use crate::mux::{Mux, Side};
 use crate::process::{Process, ProcessId};
+use crate::stats::Stats;
 use crate::stream::Stream;
 
 /// How long one write to the agent may take. The agent always reads.
@@ -57,6 +58,7 @@ impl Session {
                 configure,
                 inherited: guest.running.iter().copied().collect(),
                 next_process: next,
+                oom_kills: guest.oom_kills,
                 ..State::default()
             },
         ));
@@ -139,6 +141,57 @@ impl Session {
         Ok(running)
     }
 
+    /// What the container and its machine have used.
+    ///
+    /// # Errors
+    /// [`ProtoError::Timeout`] at the deadline; why the connection ended.
+    pub fn stats(&self, deadline: Instant) -> Result<Stats, ProtoError> {
+        let request = self.shared.change(|state| {
+            let request = state.new_request();
+            state.stats.insert(request, None);
+            request
+        });
+        let sent = self
+            .shared
+            .mux
+            .send(&HostMessage::Stats { request }, "a request for figures");
+        let answer = sent.and_then(|()| {
+            self.answer(deadline, "a request for figures", |state| {
+                let stats = state.stats.get_mut(&request)?.take()?;
+                Some(Ok(*stats))
+            })
+        });
+        // A late answer to a request that timed out must not look like one that was never made.
+        if !matches!(answer, Err(ProtoError::Timeout { .. })) {
+            self.shared.lock().stats.remove(&request);
+        }
+        answer
+    }
+
+    /// How many processes of the container the guest's kernel has killed for want of memory.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        self.shared.lock().oom_kills
+    }
+
+    /// Waits until that is more than `seen`, and gives it; `None` at the deadline.
+    ///
+    /// # Errors
+    /// Why the connection ended.
+    pub fn wait_oom(
+        &self,
+        seen: u64,
+        deadline: Option<Instant>,
+    ) -> Result<Option<u64>, ProtoError> {
+        let answer = self.shared.wait(deadline, TICK, |state| {
+            if state.oom_kills > seen {
+                return Some(Ok(state.oom_kills));
+            }
+            state.ended.clone().map(Err)
+        });
+        answer.transpose()
+    }
+
     /// Ends the container, has everything written back, and resets the machine. `true` when the
     /// root was unmounted with nothing left to write.
     ///
@@ -193,6 +246,11 @@ impl State {
             .ok_or_else(|| ProtoError::broken("no process ids are left"))?;
         self.next_process += 1;
         Ok(id)
+    }
+
+    pub(super) fn new_request(&mut self) -> u32 {
+        self.next_request = self.next_request.wrapping_add(1);
+        self.next_request
     }
 }
 

@@ -9,6 +9,7 @@ use crate::message::SignalOutcome;
 use crate::mux::{Mux, lock};
 use crate::process::{ExitStatus, Failure, ProcessId};
 use crate::pump::Stop;
+use crate::stats::Stats;
 
 /// The session's state and the way to wait for it to change.
 pub(super) struct Shared {
@@ -23,6 +24,10 @@ pub(super) struct State {
     pub(super) processes: BTreeMap<ProcessId, ProcessState>,
     /// Requests that wait for an answer, and answers that wait to be taken.
     pub(super) signals: BTreeMap<u32, Option<SignalOutcome>>,
+    /// The same of requests for figures.
+    pub(super) stats: BTreeMap<u32, Option<Box<Stats>>>,
+    /// Processes that the guest's kernel killed for want of memory.
+    pub(super) oom_kills: u64,
     /// Processes of earlier connections, whose exits are nobody's any more.
     pub(super) inherited: BTreeSet<ProcessId>,
     /// `Shutdown` was sent.

@@ -13,7 +13,8 @@ use fcpipe_proto::message::{GuestMessage, HelloReply, HostMessage, SignalOutcome
 use fcpipe_proto::mux::{Inlet, Mux, Outlet};
 use fcpipe_proto::process::Signal;
 use fcpipe_proto::{
-    ExitStatus, Failure, FailureKind, GuestConfig, GuestMount, PROTOCOL, ProtoError, RootFs, Writes,
+    ExitStatus, Failure, FailureKind, GuestConfig, GuestMount, PROTOCOL, ProtoError, RootFs, Stats,
+    Writes,
 };
 
 pub(crate) const BOOT: &str = "boot-1";
@@ -30,6 +31,7 @@ pub(crate) fn hello() -> HelloReply {
         boot_id: BOOT.to_owned(),
         configured: false,
         running: Vec::new(),
+        oom_kills: 0,
     }
 }
 
@@ -128,6 +130,13 @@ fn run(stream: UnixStream) -> ProtoError {
                 let outcome = SignalOutcome::Sent;
                 GuestMessage::Signalled { request, outcome }
             }
+            Ok(HostMessage::Stats { request }) => {
+                let mut stats = Box::new(Stats::default());
+                stats.memory.oom_kills = 3;
+                connection.answer(&GuestMessage::Oom { kills: 3 }).unwrap();
+                GuestMessage::Stats { request, stats }
+            }
+            Ok(HostMessage::Resize { .. }) => continue,
             Ok(HostMessage::Shutdown) => {
                 connection
                     .answer(&GuestMessage::Stopped { clean: true })

@@ -131,6 +131,13 @@ fn row_47_unknown_ids_end_the_connection() {
     );
     let answer = r#"{"type":"signalled","request":7,"outcome":"sent"}"#;
     broken(&breaks(|raw| raw.json(answer)), "request 7");
+    let answer = r#"{"type":"stats","request":8,"stats":{}}"#;
+    broken(&breaks(|raw| raw.json(answer)), "request 8");
+    let back = |raw: &mut Raw| {
+        raw.json(r#"{"type":"oom","kills":3}"#);
+        raw.json(r#"{"type":"oom","kills":2}"#);
+    };
+    broken(&breaks(back), "fewer deaths");
     broken(
         &breaks(|raw| raw.frame(&Frame::Data(id(37), vec![1]))),
         "process 9",

@@ -207,6 +207,19 @@ fn a_program_that_is_not_found_is_a_failure_with_its_name() {
 }
 
 #[test]
+fn figures_and_deaths_for_want_of_memory_come() {
+    let (session, _guest) = session();
+    assert_eq!(session.oom_kills(), 0);
+    let late = std::time::Instant::now();
+    assert_eq!(session.wait_oom(0, Some(late)), Ok(None));
+    let stats = session.stats(soon()).unwrap();
+    assert_eq!(stats.memory.oom_kills, 3);
+    assert_eq!(session.wait_oom(0, Some(soon())), Ok(Some(3)));
+    session.close();
+    assert_eq!(session.wait_oom(3, None), Err(ProtoError::Ended));
+}
+
+#[test]
 fn shutdown_is_answered_before_the_connection_ends() {
     let (session, guest) = session();
     assert!(session.shutdown(soon()).unwrap());
