@@ -1,5 +1,5 @@
 //! A real distribution kernel: the package named by `FCPIPE_TEST_KERNEL_DEB`, or one that
-//! `cargo xtask setup` put into `target/fcpipe-setup`.
+//! `cargo xtask setup` put into `target/setup`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ fn package() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("FCPIPE_TEST_KERNEL_DEB") {
         return Some(path.into());
     }
-    let setup = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fcpipe-setup");
+    let setup = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/setup");
     let mut found: Vec<PathBuf> = std::fs::read_dir(&setup)
         .into_iter()
         .flatten()
@@ -29,7 +29,7 @@ fn package() -> Option<PathBuf> {
     found.sort();
     if found.is_empty() {
         skip(
-            "no kernel package: FCPIPE_TEST_KERNEL_DEB is not set, and target/fcpipe-setup has none",
+            "no kernel package: FCPIPE_TEST_KERNEL_DEB is not set, and target/setup has none",
         );
     }
     found.pop()
