@@ -14,6 +14,7 @@
 mod bench;
 mod demo;
 mod fuzz;
+mod rows;
 mod setup;
 mod shell;
 mod test;
@@ -39,7 +40,11 @@ enum Task {
     /// Run every check: fmt, clippy, tidy, unit and property tests, end to end.
     Test,
     /// Check the house rules: edges between crates, who prints, what stands where.
-    Tidy,
+    Tidy {
+        /// Print the rows of docs/guarantees.md and the tests that each has.
+        #[arg(long)]
+        rows: bool,
+    },
     /// Measure against peers: `ext4`, `cache`.
     Bench {
         area: String,
@@ -62,7 +67,8 @@ fn main() -> std::process::ExitCode {
         Task::Setup => setup::run(),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
-        Task::Tidy => tidy::run(),
+        Task::Tidy { rows: true } => rows::print(),
+        Task::Tidy { rows: false } => tidy::run(),
         Task::Bench { area, rest } => bench::run(&area, &rest),
         Task::Soak { area } => test::soak(&area),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),

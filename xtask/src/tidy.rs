@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::Result;
+use crate::rows;
 use crate::shell::{command, output, root};
 
 /// Crate → the crates of the project it may depend on. This table is docs/architecture.md's code map
@@ -78,15 +79,9 @@ const PAGE: usize = 5;
 pub(crate) fn run() -> Result<()> {
     let mut faults = Vec::new();
     edges(&mut faults)?;
-    let files = output(&mut command(
-        "git",
-        &["ls-files", "--cached", "--others", "--exclude-standard"],
-    ))?;
-    let files: Vec<&str> = files
-        .lines()
-        .filter(|file| root().join(file).is_file())
-        .collect();
+    let files = files()?;
     top_level(&files, &mut faults);
+    rows::check(&files, &mut faults)?;
     for file in files.iter().filter(|file| file.ends_with(".rs")) {
         let text = fs::read_to_string(root().join(file)).map_err(|e| format!("{file}: {e}"))?;
         prints(file, &text, &mut faults);
@@ -96,6 +91,16 @@ pub(crate) fn run() -> Result<()> {
         return Ok(());
     }
     Err(format!("tidy:\n  {}", faults.join("\n  ")))
+}
+
+/// What git tracks, and what it would if it were added.
+pub(crate) fn files() -> Result<Vec<String>> {
+    let files = output(&mut command(
+        "git",
+        &["ls-files", "--cached", "--others", "--exclude-standard"],
+    ))?;
+    let there = |file: &&str| root().join(file).is_file();
+    Ok(files.lines().filter(there).map(str::to_owned).collect())
 }
 
 fn edges(faults: &mut Vec<String>) -> Result<()> {
@@ -125,7 +130,7 @@ fn edges(faults: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-fn top_level(files: &[&str], faults: &mut Vec<String>) {
+fn top_level(files: &[String], faults: &mut Vec<String>) {
     for file in files {
         let top = file.split('/').next().unwrap_or(file);
         if !TOP.contains(&top) {

@@ -28,9 +28,7 @@ fn package() -> Option<PathBuf> {
         .collect();
     found.sort();
     if found.is_empty() {
-        skip(
-            "no kernel package: FCPIPE_TEST_KERNEL_DEB is not set, and target/setup has none",
-        );
+        skip("no kernel package: FCPIPE_TEST_KERNEL_DEB is not set, and target/setup has none");
     }
     found.pop()
 }

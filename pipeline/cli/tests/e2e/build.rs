@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
@@ -216,48 +216,90 @@ fn root_row_31_a_full_disk_leaves_the_output_as_it_was() {
     Leftovers::of(&world).assert_none();
 }
 
+/// A bundle where everybody may read (the target directory need not be such a place), with a copy of the program.
+struct Open(tempfile::TempDir);
+
+impl Open {
+    fn new(mounts: &Value) -> Open {
+        let place = tempfile::Builder::new()
+            .permissions(PermissionsExt::from_mode(0o755))
+            .tempdir()
+            .unwrap();
+        let open = Open(place);
+        fs::copy(env!("CARGO_BIN_EXE_fcpipe"), open.path("fcpipe")).unwrap();
+        fs::create_dir_all(open.path("bundle/rootfs/etc")).unwrap();
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "mounts": mounts,
+        });
+        fs::write(open.path("bundle/config.json"), config.to_string()).unwrap();
+        open
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `fcpipe build` as this user, with directories of its own.
+    fn build_as(&self, uid: u32) -> Output {
+        let own = self.path(&uid.to_string());
+        fs::create_dir(&own).unwrap();
+        std::os::unix::fs::chown(&own, Some(uid), Some(uid)).unwrap();
+        Command::new("setpriv")
+            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+            .args(["--clear-groups", "--"])
+            .arg(self.path("fcpipe"))
+            .args(["--format", "json", "build", "--digest", "-o"])
+            .arg(own.join("image"))
+            .arg(self.path("bundle"))
+            .env("FCPIPE_CACHE_DIR", own.join("cache"))
+            .env("FCPIPE_STATE_DIR", own.join("state"))
+            .env("FCPIPE_DATA_DIR", own.join("data"))
+            .output()
+            .unwrap()
+    }
+}
+
 #[test]
 fn root_another_user_builds_the_same_bytes() {
     if skip(not_root()) {
         return;
     }
-    // Where everybody may read: the target directory need not be such a place.
-    let place = tempfile::Builder::new()
-        .permissions(PermissionsExt::from_mode(0o755))
-        .tempdir()
-        .unwrap();
-    let path = |name: &str| place.path().join(name);
-    fs::copy(env!("CARGO_BIN_EXE_fcpipe"), path("fcpipe")).unwrap();
-    let rootfs = path("bundle/rootfs");
-    fs::create_dir_all(rootfs.join("etc")).unwrap();
-    fs::write(rootfs.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
-    symlink("hosts", rootfs.join("etc/link")).unwrap();
-    std::os::unix::fs::chown(rootfs.join("etc/hosts"), Some(1234), Some(70_000)).unwrap();
-    let config = json!({
-        "ociVersion": "1.0.2",
-        "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
-        "root": {"path": "rootfs"},
-    });
-    fs::write(path("bundle/config.json"), config.to_string()).unwrap();
-    let digest = |uid: u32| {
-        let own = path(&uid.to_string());
-        fs::create_dir(&own).unwrap();
-        std::os::unix::fs::chown(&own, Some(uid), Some(uid)).unwrap();
-        let output = Command::new("setpriv")
-            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
-            .args(["--clear-groups", "--"])
-            .arg(path("fcpipe"))
-            .args(["--format", "json", "build", "--digest", "-o"])
-            .arg(own.join("image"))
-            .arg(path("bundle"))
-            .env("FCPIPE_CACHE_DIR", own.join("cache"))
-            .env("FCPIPE_STATE_DIR", own.join("state"))
-            .env("FCPIPE_DATA_DIR", own.join("data"))
-            .output()
-            .unwrap();
-        result(&output)["digest"].clone()
-    };
+    let open = Open::new(&json!([]));
+    let etc = open.path("bundle/rootfs/etc");
+    fs::write(etc.join("hosts"), "127.0.0.1 localhost\n").unwrap();
+    symlink("hosts", etc.join("link")).unwrap();
+    std::os::unix::fs::chown(etc.join("hosts"), Some(1234), Some(70_000)).unwrap();
+    let digest = |uid| result(&open.build_as(uid))["digest"].clone();
     assert_eq!(digest(0), digest(65_534));
+}
+
+#[test]
+fn root_row_11_a_source_that_cannot_be_read_is_named_and_never_left_out() {
+    if skip(not_root()) {
+        return;
+    }
+    for (what, unreadable) in [("a directory", "secret"), ("a file", "secret/key")] {
+        let open = Open::new(&json!([
+            {"destination": "/mnt", "type": "bind", "source": "../secret", "options": ["bind"]}
+        ]));
+        fs::create_dir(open.path("secret")).unwrap();
+        fs::write(open.path("secret/key"), "key").unwrap();
+        let closed = open.path(unreadable);
+        fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
+        let output = open.build_as(65_534);
+        let said = output.stderr.escape_ascii().to_string().replace("\\n", " ");
+        assert_eq!(output.status.code(), Some(1), "{what}: {said}");
+        // A terminal's width may break the line within a path.
+        let line = said.split_whitespace().collect::<String>();
+        assert!(line.contains(unreadable), "{what}: {said}");
+        assert!(line.contains("ermissiondenied"), "{what}: {said}");
+        assert!(!open.path("65534/image").exists(), "{what}");
+        // Root may read it: the spec was not at fault.
+        result(&open.build_as(0));
+    }
 }
 
 /// What enters the image is a miss when it changes alone; what does not is a hit, so the bytes are equal.
