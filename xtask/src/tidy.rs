@@ -41,6 +41,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fcpipe-ext4", &["fcpipe-tree"]),
     ("fcpipe-disk", &["fcpipe-ext4", "fcpipe-tree"]),
     ("fcpipe-kernel", &[]),
+    ("fcpipe-net", &[]),
     ("fcpipe-vmm", &["fcpipe-proto"]),
     ("fcpipe-guest", &["fcpipe-proto"]),
     ("fcpipe-proto", &[]),

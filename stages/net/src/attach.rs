@@ -1,0 +1,406 @@
+//! A machine's place in a namespace: planned, made, and taken away again.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use netlink_packet_route::link::LinkAttribute;
+use serde::{Deserialize, Serialize};
+
+use crate::bridge;
+use crate::error::NetError;
+use crate::filter::{Guest, Instruction, from_guest, is_no_dhcp};
+use crate::links::{self, Change, Link};
+use crate::look::{self, Route, Uplink};
+use crate::mark::Mark;
+use crate::namespace::{Identity, Namespace};
+use crate::netlink::{Netlink, Request};
+use crate::sys;
+use crate::tc::{self, End, Kind, Then};
+
+/// How TAP and veth are joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Each receives what the other receives: the guest takes the veth's place.
+    Redirect,
+    /// By a bridge inside the namespace: the veth's place stays the namespace's, and the guest has addresses of its own.
+    Bridge {
+        addresses: Vec<IpNet>,
+        routes: Vec<Route>,
+    },
+}
+
+/// What a launch asks for.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    pub mode: Mode,
+    pub mark: Mark,
+    /// What TAPs are called begins with it.
+    pub tap_prefix: &'a str,
+    /// Whether the guest may only send as itself.
+    pub antispoof: bool,
+}
+
+/// Everything that is going to be made, and all that an undo needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub netns: PathBuf,
+    identity: Identity,
+    mark: Mark,
+    mode: Mode,
+    antispoof: bool,
+    pub wires: Vec<Wire>,
+}
+
+/// One interface of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wire {
+    pub tap: String,
+    /// What the TAP is called until it is marked: nobody else could hit on it.
+    unmarked: String,
+    pub uplink: Uplink,
+    /// The guest's MAC.
+    pub mac: [u8; 6],
+    /// The guest's addresses and routes.
+    pub addresses: Vec<IpNet>,
+    pub routes: Vec<Route>,
+    /// The uplink's ingress had a qdisc already, which then stays.
+    qdisc_stays: bool,
+}
+
+/// What was made: the TAPs by their indices, in the order of the wires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    pub taps: Vec<u32>,
+}
+
+/// A name has 15 bytes and a NUL (linux/if.h, IFNAMSIZ).
+const NAME_MAX: usize = 15;
+
+/// `prefix` and as much of the id's end as fits; the second interface and later ones have a number at the end.
+fn tap_name(prefix: &str, id: &str, number: usize) -> String {
+    let suffix = match number {
+        0 => String::new(),
+        number => format!("_{number}"),
+    };
+    let room = NAME_MAX.saturating_sub(prefix.len() + suffix.len());
+    // An id is of ASCII letters.
+    let end = id.get(id.len().saturating_sub(room)..).unwrap_or_default();
+    format!("{prefix}{end}{suffix}")
+}
+
+/// Looks at the namespace and decides what is to be made. Nothing is changed, but for what a dead launch of ours left
+/// there: `alive` says which launches of this state directory are not dead.
+pub fn plan(
+    namespace: &Namespace,
+    wanted: &Wanted<'_>,
+    alive: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Attachment, NetError> {
+    let path = namespace.path();
+    let not_ready = |what: String| NetError::NotReady {
+        path: path.to_owned(),
+        what,
+    };
+    let mut netlink = namespace.inside(Netlink::open)?;
+    let found = links::all(&mut netlink)?;
+    let uplinks = look::uplinks(&mut netlink, &found)?;
+    if uplinks.is_empty() {
+        let there: Vec<&str> = found.iter().map(|link| link.name.as_str()).collect();
+        return Err(not_ready(format!(
+            "there is no veth interface in it that is up and free (there is: {})",
+            there.join(", ")
+        )));
+    }
+    if matches!(wanted.mode, Mode::Bridge { .. }) && uplinks.len() > 1 {
+        return Err(not_ready(
+            "there is more than one veth interface in it, and mode `bridge` takes one".to_owned(),
+        ));
+    }
+    let mut wires = Vec::with_capacity(uplinks.len());
+    for (number, uplink) in uplinks.into_iter().enumerate() {
+        let (mac, addresses, routes) = match &wanted.mode {
+            Mode::Redirect => (uplink.mac, uplink.addresses.clone(), uplink.routes.clone()),
+            Mode::Bridge { addresses, routes } => (
+                bridge::guest_mac(&wanted.mark),
+                addresses.clone(),
+                routes.clone(),
+            ),
+        };
+        if addresses.is_empty() {
+            return Err(not_ready(format!("{} has no address", uplink.name)));
+        }
+        let tap = tap_name(wanted.tap_prefix, &wanted.mark.launch, number);
+        let digits = wanted.mark.digits("tap", number);
+        wires.push(Wire {
+            qdisc_stays: false,
+            unmarked: format!("fc{}", &digits[..12]),
+            tap,
+            uplink,
+            mac,
+            addresses,
+            routes,
+        });
+    }
+    let mut attachment = Attachment {
+        netns: path.to_owned(),
+        identity: namespace.identity(),
+        mark: wanted.mark.clone(),
+        mode: wanted.mode.clone(),
+        antispoof: wanted.antispoof,
+        wires,
+    };
+    attachment.make_room(&mut netlink, &found, alive)?;
+    // Programs are made again in `make`; here it shows whether they can be.
+    for wire in &attachment.wires {
+        attachment.guard(wire)?;
+    }
+    Ok(attachment)
+}
+
+/// Makes what was planned. If it fails, [`undo`] takes away what was made so far.
+pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, NetError> {
+    if namespace.identity() != attachment.identity {
+        return Err(NetError::Replaced {
+            path: attachment.netns.clone(),
+        });
+    }
+    let mut netlink = namespace.inside(|| {
+        for wire in &attachment.wires {
+            let what = format!("{}: making the TAP", wire.tap);
+            sys::make_tap(&wire.unmarked).map_err(NetError::kernel(what))?;
+        }
+        Netlink::open()
+    })?;
+    let mut taps = Vec::with_capacity(attachment.wires.len());
+    for wire in &attachment.wires {
+        let tap = links::by_name(&mut netlink, &wire.unmarked)?;
+        let index = tap.map_or(0, |tap| tap.index);
+        // Marked and named in one: whoever sees the name sees whose it is.
+        let name = format!("{}: naming the TAP", wire.tap);
+        let renamed = Change::of(index, name)
+            .name(&wire.tap)
+            .alias(&attachment.mark.alias())
+            .mtu(wire.uplink.mtu)
+            .without_ipv6();
+        netlink
+            .one(renamed.request())
+            .map_err(|error| match error {
+                NetError::Kernel { source, .. } if source.raw_os_error() == Some(libc::EEXIST) => {
+                    attachment.taken(&wire.tap, "somebody else")
+                }
+                error => error,
+            })?;
+        netlink.batch(attachment.join(wire, index, &mut taps)?)?;
+    }
+    if let Mode::Bridge { .. } = attachment.mode {
+        for (wire, &tap) in attachment.wires.iter().zip(&taps) {
+            bridge::make(&mut netlink, &attachment.mark, wire, tap)?;
+        }
+    }
+    Ok(Attached { taps })
+}
+
+/// Takes away what [`make`] made of this plan, all of it or the part that it came to. Nothing is to be taken away where the namespace is gone.
+pub fn undo(attachment: &Attachment) -> Result<(), NetError> {
+    let namespace = match Namespace::open(&attachment.netns) {
+        Ok(namespace) if namespace.identity() == attachment.identity => namespace,
+        // Another namespace has the path, or none: what was in ours went with it.
+        Ok(_) | Err(NetError::NotNamespace { .. }) => return Ok(()),
+        Err(NetError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    undo_inside(&namespace, attachment)
+}
+
+/// The same, where the namespace is still held: its path may be gone.
+pub(crate) fn undo_inside(namespace: &Namespace, attachment: &Attachment) -> Result<(), NetError> {
+    let mut netlink = namespace.inside(Netlink::open)?;
+    let found = links::all(&mut netlink)?;
+    attachment.remove(&mut netlink, &found)
+}
+
+impl Attachment {
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// The program that judges what the guest sends.
+    fn guard(&self, wire: &Wire) -> Result<Vec<Instruction>, NetError> {
+        if !self.antispoof {
+            return Ok(is_no_dhcp());
+        }
+        let guest = Guest {
+            mac: wire.mac,
+            addresses: wire.addresses.iter().map(IpNet::addr).collect(),
+        };
+        from_guest(&guest)
+            .map_err(|refused| NetError::Spec(format!("{}: {refused}", wire.uplink.name)))
+    }
+
+    /// What lets frames pass, and which. The guard is there before the TAP is up, and the veth is let go last.
+    fn join(&self, wire: &Wire, tap: u32, taps: &mut Vec<u32>) -> Result<Vec<Request>, NetError> {
+        taps.push(tap);
+        let guard = self.guard(wire)?;
+        let cookie = self.mark.cookie();
+        let name = wire.tap.as_str();
+        let mut batch = vec![tc::add_qdisc(tap, &Kind::Clsact, name)];
+        let passed = match self.mode {
+            Mode::Redirect => Then::Redirect {
+                to: wire.uplink.index,
+                cookie,
+            },
+            Mode::Bridge { .. } => Then::Pass,
+        };
+        batch.push(tc::add_filter(tap, End::Ingress, 1, &guard, &passed, name));
+        batch.push(tc::drop_the_rest(tap, End::Ingress, 2, name));
+        match self.mode {
+            Mode::Redirect => {
+                batch.push(Change::of(tap, format!("{name}: up")).up().request());
+                let (index, of) = (wire.uplink.index, wire.uplink.name.as_str());
+                if !wire.qdisc_stays {
+                    batch.push(tc::add_qdisc(index, &Kind::Ingress, of));
+                }
+                let then = Then::Redirect { to: tap, cookie };
+                let program = is_no_dhcp();
+                batch.push(tc::add_filter(index, End::Ingress, 1, &program, &then, of));
+            }
+            Mode::Bridge { .. } => {
+                let program = is_no_dhcp();
+                batch.push(tc::add_filter(
+                    tap,
+                    End::Egress,
+                    1,
+                    &program,
+                    &Then::Pass,
+                    name,
+                ));
+                batch.push(tc::drop_the_rest(tap, End::Egress, 2, name));
+                batch.push(Change::of(tap, format!("{name}: up")).up().request());
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Sees to it that no name and no interface is somebody's; what a dead launch of ours left is taken away.
+    fn make_room(
+        &mut self,
+        netlink: &mut Netlink,
+        found: &[Link],
+        alive: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<(), NetError> {
+        let dead = |mark: &Mark| {
+            mark.state == self.mark.state
+                && (mark.launch == self.mark.launch || !alive(&mark.launch))
+        };
+        // Whatever dead launches of ours left in this namespace, whoever they were: it is in the way in any case.
+        let mut names: Vec<&str> = found.iter().map(|link| link.name.as_str()).collect();
+        for link in found {
+            let mark = link.alias.as_deref().and_then(Mark::of_alias);
+            let Some(mark) = mark.filter(dead) else {
+                continue;
+            };
+            for wire in &self.wires {
+                let (index, of) = (wire.uplink.index, wire.uplink.name.as_str());
+                tc::remove_redirects(netlink, index, mark.cookie(), true, of)?;
+            }
+            netlink.one(links::delete(link))?;
+            names.retain(|name| *name != link.name);
+        }
+        for wire in &self.wires {
+            let name = wire.tap.as_str();
+            if names.contains(&name) {
+                let link = found.iter().find(|link| link.name == name);
+                let mark = link.and_then(|link| Mark::of_alias(link.alias.as_deref()?));
+                let by = mark.map_or("somebody else".to_owned(), |mark| {
+                    format!("launch {}", mark.launch)
+                });
+                return Err(self.taken(name, &by));
+            }
+        }
+        if let Mode::Bridge { .. } = self.mode {
+            return Ok(());
+        }
+        let mut stays = Vec::new();
+        for wire in &self.wires {
+            let (index, name) = (wire.uplink.index, wire.uplink.name.as_str());
+            stays.push(tc::qdisc(netlink, index)?.is_some());
+            let filters = tc::filters(netlink, index, End::Ingress)?;
+            if let Some(filter) = filters.first() {
+                let by = match filter.cookies.first() {
+                    Some(_) => "a machine, whose filters are at its ingress",
+                    None => "somebody whose filters are at its ingress",
+                };
+                return Err(self.taken(name, by));
+            }
+        }
+        for (wire, stays) in self.wires.iter_mut().zip(stays) {
+            wire.qdisc_stays = stays;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, netlink: &mut Netlink, found: &[Link]) -> Result<(), NetError> {
+        let alias = self.mark.alias();
+        for wire in &self.wires {
+            // The veth first, so that the namespace's stack hears from it again.
+            let uplink = found.iter().find(|link| link.index == wire.uplink.index);
+            if let Some(uplink) = uplink.filter(|_| self.mode == Mode::Redirect) {
+                let ours = !wire.qdisc_stays;
+                let cookie = self.mark.cookie();
+                tc::remove_redirects(netlink, uplink.index, cookie, ours, &uplink.name)?;
+            }
+        }
+        let unmarked = |name: &str| {
+            name == bridge::unmarked_name(&self.mark)
+                || self.wires.iter().any(|wire| wire.unmarked == name)
+        };
+        for link in found {
+            // A name alone is nobody's property; the temporary ones only we can know.
+            if link.alias.as_deref() == Some(&alias) || unmarked(&link.name) {
+                netlink.one(links::delete(link)).or_else(gone)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn taken(&self, name: &str, by: &str) -> NetError {
+        NetError::Taken {
+            path: self.netns.clone(),
+            name: name.to_owned(),
+            by: by.to_owned(),
+        }
+    }
+}
+
+/// Somebody else was quicker to delete it.
+pub(crate) fn gone(error: NetError) -> Result<(), NetError> {
+    match error {
+        NetError::Kernel { source, .. } if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// An attribute that puts a link into a bridge.
+pub(crate) fn member_of(bridge: u32) -> LinkAttribute {
+    LinkAttribute::Controller(bridge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_has_the_prefix_and_the_end_of_the_id() {
+        assert_eq!(tap_name("b9fc_", "c1", 0), "b9fc_c1");
+        assert_eq!(
+            tap_name("b9fc_", "sandbox-0123456789", 0),
+            "b9fc_0123456789"
+        );
+        assert_eq!(
+            tap_name("b9fc_", "sandbox-0123456789", 1),
+            "b9fc_23456789_1"
+        );
+        assert_eq!(tap_name("b9fc_", "sandbox-0123456789", 12).len(), NAME_MAX);
+    }
+}

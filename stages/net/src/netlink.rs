@@ -1,0 +1,217 @@
+//! rtnetlink without an event loop: a request or a batch goes out in one system call, and the answers are read.
+//!
+//! A socket belongs to the namespace that it was opened in, whichever thread uses it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
+};
+
+use crate::error::NetError;
+
+/// The kernel sends dumps in pieces of 32 KiB at most.
+const BUFFER: usize = 64 << 10;
+
+pub(crate) struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+/// One thing to ask of the kernel.
+pub(crate) struct Request {
+    message: RouteNetlinkMessage,
+    flags: u16,
+    /// In words, for the error.
+    what: String,
+}
+
+impl Request {
+    /// Changes or removes what is there.
+    pub(crate) fn change(message: RouteNetlinkMessage, what: impl Into<String>) -> Self {
+        Self {
+            message,
+            flags: 0,
+            what: what.into(),
+        }
+    }
+
+    /// Makes what must not be there yet.
+    pub(crate) fn create(message: RouteNetlinkMessage, what: impl Into<String>) -> Self {
+        Self {
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+            ..Self::change(message, what)
+        }
+    }
+}
+
+impl Netlink {
+    /// Of the calling thread's namespace.
+    pub(crate) fn open() -> Result<Self, NetError> {
+        let open = || -> io::Result<OwnedFd> {
+            // No protocol is 0, NETLINK_ROUTE.
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(NetError::kernel("opening a netlink socket"))?,
+            sequence: 0,
+        })
+    }
+
+    /// Sends all of `requests` at once. The kernel does them in order and goes on after one that fails; the first failure is the error.
+    pub(crate) fn batch(&mut self, requests: Vec<Request>) -> Result<(), NetError> {
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let mut whats = Vec::with_capacity(requests.len());
+        for request in requests {
+            self.write(request.message, request.flags | NLM_F_ACK, &mut bytes);
+            whats.push(request.what);
+        }
+        let failed = |number: usize, source| NetError::Kernel {
+            what: whats[number].clone(),
+            source,
+        };
+        self.send(&bytes).map_err(|e| failed(0, e))?;
+        let mut answered = vec![false; whats.len()];
+        let mut failure = None;
+        while !answered.iter().all(|answered| *answered) {
+            self.receive(|header, payload| {
+                let number = header.wrapping_sub(first) as usize;
+                if let (NetlinkPayload::Error(error), Some(slot)) =
+                    (payload, answered.get_mut(number))
+                {
+                    *slot = true;
+                    if error.code.is_some() && failure.is_none() {
+                        failure = Some((number, error.to_io()));
+                    }
+                }
+                Ok(())
+            })
+            .map_err(|e| failed(0, e))?;
+        }
+        match failure {
+            None => Ok(()),
+            Some((number, source)) => Err(failed(number, source)),
+        }
+    }
+
+    pub(crate) fn one(&mut self, request: Request) -> Result<(), NetError> {
+        self.batch(vec![request])
+    }
+
+    /// Everything of a kind.
+    pub(crate) fn dump(
+        &mut self,
+        message: RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+        self.ask(message, NLM_F_DUMP, what)
+    }
+
+    /// The answer to a question about one thing; empty where there is no such thing.
+    pub(crate) fn get(
+        &mut self,
+        message: RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<Option<RouteNetlinkMessage>, NetError> {
+        match self.ask(message, NLM_F_ACK, what) {
+            Ok(mut found) => Ok(found.pop()),
+            Err(NetError::Kernel { source, .. })
+                if matches!(
+                    source.raw_os_error(),
+                    Some(libc::ENODEV | libc::ENOENT | libc::ENXIO)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+        let failed = |source| NetError::Kernel {
+            what: what.to_owned(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        self.write(message, flags, &mut bytes);
+        self.send(&bytes).map_err(failed)?;
+        let mut found = Vec::new();
+        let mut done = false;
+        while !done {
+            self.receive(|_, payload| {
+                match payload {
+                    NetlinkPayload::Done(_) => done = true,
+                    NetlinkPayload::Error(error) => {
+                        done = true;
+                        if error.code.is_some() {
+                            return Err(error.to_io());
+                        }
+                    }
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    _ => {}
+                }
+                Ok(())
+            })
+            .map_err(failed)?;
+        }
+        Ok(found)
+    }
+
+    fn write(&mut self, message: RouteNetlinkMessage, flags: u16, bytes: &mut Vec<u8>) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let start = bytes.len();
+        // Each begins at a multiple of 4 (netlink(7), NLMSG_ALIGN).
+        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut bytes[start..]);
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let kernel = SocketAddrNetlink::new(0, 0);
+        sendto(&self.socket, bytes, SendFlags::empty(), &kernel)?;
+        Ok(())
+    }
+
+    /// Reads one datagram and gives each message in it to `each`, with its sequence number.
+    fn receive(
+        &self,
+        mut each: impl FnMut(u32, NetlinkPayload<RouteNetlinkMessage>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        let (read, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
+        let mut rest = &buffer[..read];
+        let mut result = Ok(());
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+            let length = (message.header.length as usize).next_multiple_of(4);
+            if length == 0 {
+                break;
+            }
+            rest = rest.get(length..).unwrap_or_default();
+            // The rest of the answers is read even so, or the next question would get them.
+            result = result.and(each(message.header.sequence_number, message.payload));
+        }
+        result
+    }
+}

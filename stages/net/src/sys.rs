@@ -1,0 +1,132 @@
+//! The system calls that rustix has no safe face for.
+#![allow(
+    unsafe_code,
+    reason = "ioctls and socket options without a safe wrapper; each has its reason"
+)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::filter::Instruction;
+
+/// Moves the calling thread to a network namespace of its own.
+pub(crate) fn unshare_net() -> io::Result<()> {
+    // SAFETY: no memory is passed; only this thread's namespace changes, and it holds no descriptor that depends on it.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// `NS_GET_NSTYPE` of ioctl_ns(2): the `CLONE_NEW…` constant of a namespace.
+pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    /// `_IO(0xb7, 3)`
+    const NS_GET_NSTYPE: u32 = 0xb703;
+    // SAFETY: the request takes no argument.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
+}
+
+/// Makes a TAP that lasts until it is deleted: one queue, no packet information, and headers with offloads (vnet_hdr), as
+/// VMMs take it. It belongs to the namespace of the calling thread.
+///
+/// # Errors
+/// EBUSY where the name is taken.
+pub(crate) fn make_tap(name: &str) -> io::Result<()> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
+    // SAFETY: the structure is of integers and valid when zeroed.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() || name.is_empty() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+    request.ifr_ifru.ifru_flags = wanted as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    check(unsafe {
+        libc::ioctl(
+            tun.as_raw_fd(),
+            libc::TUNSETPERSIST as _,
+            1 as libc::c_ulong,
+        )
+    })
+    .map(drop)
+}
+
+/// A raw packet socket on one interface of the calling thread's namespace that hears what the interface receives and `filter` accepts,
+/// before tc sees it, and whose own frames no qdisc sees.
+pub(crate) fn packet_socket(index: u32, filter: &[Instruction]) -> io::Result<OwnedFd> {
+    let every = libc::ETH_P_ALL as u16;
+    // Deaf until it is bound: what came before the filter was there would have to be thrown away.
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no memory is passed.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: the kernel has just given this descriptor, and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    attach_filter(socket.as_fd(), filter)?;
+    let on: libc::c_int = 1;
+    for option in [libc::PACKET_IGNORE_OUTGOING, libc::PACKET_QDISC_BYPASS] {
+        set_option(socket.as_fd(), libc::SOL_PACKET, option, &on)?;
+    }
+    // SAFETY: as above: integers.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = every.to_be();
+    address.sll_ifindex = index as libc::c_int;
+    let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `address` lives through the call and has the size that is said.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) })?;
+    Ok(socket)
+}
+
+/// Has the kernel drop what arrives at a socket unless `filter` returns more than 0.
+pub(crate) fn attach_filter(socket: BorrowedFd<'_>, filter: &[Instruction]) -> io::Result<()> {
+    let mut program: Vec<libc::sock_filter> = filter
+        .iter()
+        .map(|i| libc::sock_filter {
+            code: i.code,
+            jt: i.jt,
+            jf: i.jf,
+            k: i.k,
+        })
+        .collect();
+    let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog {
+        len: length,
+        filter: program.as_mut_ptr(),
+    };
+    // The kernel copies the instructions before it returns.
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+fn set_option<T>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    let size = size_of::<T>() as libc::socklen_t;
+    let value: *const T = value;
+    // SAFETY: the kernel reads `size` bytes of `value`, and for a filter the instructions that it points to; all outlive the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            value.cast(),
+            size,
+        )
+    })
+    .map(drop)
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}

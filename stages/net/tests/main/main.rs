@@ -1,0 +1,13 @@
+//! The crate against a kernel: namespaces, veth pairs and bridges of the tests' own, looked at with `ip` and `tc`.
+//!
+//! All of it needs root and iproute2, and says so where it is skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests: they fail by a panic and say what was skipped"
+)]
+
+mod attaching;
+mod own;
+mod strangers;
+mod world;
