@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Where images and other build outputs are kept for reuse.
     #[arg(
@@ -103,9 +103,33 @@ pub(crate) enum Command {
     /// Boot a spec as a microVM and run its process.
     #[command(
         after_help = "Examples:\n  fcpipe run ./bundle\n  echo hi | fcpipe run -i spec.yaml\n  \
-                            fcpipe run spec.json --set machine.memory=1GiB --timings run.json"
+                            fcpipe run spec.json --set machine.memory=1GiB --timings run.json\n  \
+                            fcpipe run --detach --id c1 ./bundle && fcpipe logs -f c1"
     )]
     Run(Run),
+    /// Boot a bundle up to its process, which `start` starts.
+    #[command(after_help = "Example:\n  fcpipe create c1 --bundle ./bundle && fcpipe start c1")]
+    Create(Create),
+    /// Start the process of a launch that was created.
+    Start(Start),
+    /// List the launches there are.
+    Ps,
+    /// Say how far a launch is, as an OCI state.
+    State(State),
+    /// Run a process beside a launch's own, and give its output and exit status.
+    #[command(after_help = "Example:\n  fcpipe exec c1 --env LANG=C -- ls -la /mnt/code")]
+    Exec(Exec),
+    /// Send a signal to a launch's process.
+    #[command(after_help = "Examples:\n  fcpipe kill c1\n  fcpipe kill c1 KILL --all")]
+    Kill(Kill),
+    /// Show what a detached launch's process wrote.
+    Logs(Logs),
+    /// Wait until a launch's process has ended, and print its exit code.
+    Wait(Wait),
+    /// Print what happened and what happens to launches: a JSON object a line.
+    Events(Events),
+    /// Take away a launch that has stopped.
+    Delete(Delete),
     /// Compile a spec's root file system into an ext4 image. Needs no root.
     #[command(after_help = "Examples:\n  fcpipe build ./bundle -o root.ext4\n  \
                             fcpipe build spec.yaml -o root.ext4 --digest --format json")]
@@ -170,7 +194,7 @@ impl Spec {
 }
 
 /// What every command that builds takes.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Building {
     /// Who writes the ext4 image.
     #[arg(long, value_enum, default_value_t)]
@@ -183,6 +207,20 @@ pub(crate) struct Building {
     pub(crate) timings: Option<PathBuf>,
 }
 
+/// What every command that boots takes.
+#[derive(Debug, Args)]
+pub(crate) struct Launching {
+    /// Which virtual machine monitor runs the guest.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) vmm: Vmm,
+    /// Which imported kernel boots: a release or an id [default: the newest import].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel: Option<String>,
+    /// Seconds within which the guest must have booted.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) boot_timeout: u32,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -193,17 +231,128 @@ pub(crate) struct Run {
     /// Pass standard input to the process.
     #[arg(short, long)]
     pub(crate) interactive: bool,
-    /// Which virtual machine monitor runs the guest.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) vmm: Vmm,
-    /// Which imported kernel boots: a release or an id [default: the newest import].
-    #[arg(long, value_name = "NAME")]
-    pub(crate) kernel: Option<String>,
-    /// Seconds within which the guest must have booted.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub(crate) boot_timeout: u32,
+    /// Leave it running, with its output in its log, and print its name.
+    #[arg(short, long, conflicts_with = "interactive")]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) launching: Launching,
     #[command(flatten)]
     pub(crate) building: Building,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The launch's name.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// An OCI bundle directory, its config.json, or a launch file.
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// Override a field of the spec, such as machine.memory=1GiB.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Treat a missing mount source as an error, not as an empty directory.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Write the process id of the launch's machine to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Keep the process's output in the launch's log, instead of passing on this command's own streams.
+    #[arg(long)]
+    pub(crate) log: bool,
+    #[command(flatten)]
+    pub(crate) launching: Launching,
+    #[command(flatten)]
+    pub(crate) building: Building,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct State {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Pass standard input to the process.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Run the OCI `process` object in this file.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Add to the environment that the launch's own process has.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// The directory to run in.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// The user to run as, by number: UID or UID:GID.
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// The program and its arguments.
+    #[arg(
+        value_name = "ARGS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// A name or a number.
+    #[arg(value_name = "SIGNAL", default_value = "TERM")]
+    pub(crate) signal: String,
+    /// Send it to every process of the launch.
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Go on until the process has ended.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Say when each line was written.
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// One launch; all where none is named.
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// Print what there is, and end.
+    #[arg(long)]
+    pub(crate) no_follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// End it first, if it runs. One that does not exist is no error.
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

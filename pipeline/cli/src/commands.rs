@@ -2,21 +2,32 @@
 
 pub(crate) mod build;
 pub(crate) mod cache;
+pub(crate) mod create;
+pub(crate) mod delete;
 pub(crate) mod doctor;
+pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod kernel;
+pub(crate) mod kill;
+pub(crate) mod logs;
+mod order;
 pub(crate) mod plan;
+pub(crate) mod ps;
 pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod shell;
+pub(crate) mod start;
 pub(crate) mod validate;
+pub(crate) mod wait;
 
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use fcpipe_engine::{CacheMode, CancelToken, EventSender, Receipt, Store, recover};
+use fcpipe_engine::{CacheMode, CancelToken, EventSender, Failure, Receipt, Store};
 use fcpipe_launch::Host;
 use fcpipe_spec::{LaunchSpec, LoadOptions};
+use fcpipe_supervisor::{Record, Reply, Request, Status, connect, look};
 
 use crate::arguments::{Builder, Building, Cache, Global, Spec};
 use crate::complaint::{self, Complaint};
@@ -46,8 +57,9 @@ fn host(
     directories: &Directories,
     events: EventSender,
     cancel: CancelToken,
+    tell: &mut dyn FnMut(String),
 ) -> Result<Host, Complaint> {
-    clean_up(directories)?;
+    clean_up(directories, tell)?;
     make_private(&directories.cache).map_err(|e| Complaint::about(&directories.cache, e))?;
     let store = Store::open(&directories.cache).map_err(Complaint::new)?;
     let threads = global
@@ -73,20 +85,25 @@ fn host(
     })
 }
 
-/// Undoes what launches left whose process is gone.
-fn clean_up(directories: &Directories) -> Result<(), Complaint> {
+/// Undoes what launches left whose supervisor is gone, and tells of it.
+fn clean_up(directories: &Directories, tell: &mut dyn FnMut(String)) -> Result<(), Complaint> {
     make_private(&directories.state).map_err(|e| Complaint::about(&directories.state, e))?;
     let recovered =
-        recover(&directories.state, &fcpipe_launch::undo_table()).map_err(Complaint::new)?;
+        fcpipe_supervisor::clean_up(&directories.state, tell).map_err(Complaint::new)?;
     for launch in &recovered.launches {
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "note: cleaned up after launch {}, which had ended without doing so",
-            harmless(launch)
-        );
+        tell(format!(
+            "note: cleaned up after launch {launch}, which had ended without doing so"
+        ));
     }
-    complaint::not_undone(&recovered.left);
+    for left in &recovered.left {
+        tell(complaint::not_undone(left));
+    }
     Ok(())
+}
+
+/// A line for the user, who sees it on stderr.
+fn note(line: String) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&line));
 }
 
 fn builder(builder: Builder) -> fcpipe_launch::Builder {
@@ -116,5 +133,42 @@ fn print(text: &str) -> Result<(), Complaint> {
             Err(Complaint::new(format_args!("stdout: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// What is known of a launch, which there must be.
+fn existing(directories: &Directories, id: &str) -> Result<Record, Complaint> {
+    look(&directories.state, id)
+        .map_err(Complaint::new)?
+        // runc's words, which other programs look for.
+        .ok_or_else(|| {
+            Complaint::new(format_args!("container {id:?} does not exist"))
+                .hint("`fcpipe ps` lists those that do")
+        })
+}
+
+/// Asks the supervisor of a launch for something that is done or refused.
+fn ask(global: &Global, id: &str, request: &Request) -> Outcome {
+    let directories = Directories::resolve(global).map_err(Complaint::new)?;
+    let record = existing(&directories, id)?;
+    let connection = connect(&directories.state, id).map_err(Complaint::new)?;
+    let Some(mut connection) = connection else {
+        return Err(not_running(request, record.status));
+    };
+    connection.ask(request, &[]).map_err(Complaint::new)?;
+    match connection.reply().map_err(Complaint::new)? {
+        Some(Reply::Done) => Ok(0),
+        Some(Reply::Failed { failed }) => Err(Failure::from(failed).into()),
+        // It has ended meanwhile.
+        _ => Err(not_running(request, Status::Stopped)),
+    }
+}
+
+fn not_running(request: &Request, status: Status) -> Complaint {
+    match request {
+        Request::Start => Complaint::new(format_args!(
+            "cannot start a container in the {status} state"
+        )),
+        _ => Complaint::new("container not running"),
     }
 }

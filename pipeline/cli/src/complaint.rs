@@ -68,6 +68,16 @@ impl Complaint {
         }
     }
 
+    /// It in one line, for somebody else to say.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Complaint::Spec(error) => error.to_string(),
+            Complaint::Failure(failure) => format!("{failure:#}"),
+            Complaint::Signal(number) => format!("ended by signal {number}"),
+            Complaint::Other { what, .. } => what.clone(),
+        }
+    }
+
     /// Says it on stderr and gives the exit code.
     pub(crate) fn show(&self, convention: Convention) -> u8 {
         let message = match self {
@@ -101,15 +111,12 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "warning: {}", harmless(text));
 }
 
-/// What a launch could not take away.
-pub(crate) fn not_undone(left: &[NotUndone]) {
-    for left in left {
-        let text = format!(
-            "warning: launch {}: {} could not be undone: {} (the next command tries again)",
-            left.launch, left.effect, left.why
-        );
-        let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&text));
-    }
+/// What a launch could not take away, in a line.
+pub(crate) fn not_undone(left: &NotUndone) -> String {
+    format!(
+        "warning: launch {}: {} could not be undone: {} (the next command tries again)",
+        left.launch, left.effect, left.why
+    )
 }
 
 /// A complaint in the form that is drawn.

@@ -34,11 +34,21 @@ fn main() -> ExitCode {
     };
     let global = &arguments.global;
     let convention = match &arguments.command {
-        Command::Run(_) => Convention::Run,
+        Command::Run(_) | Command::Exec(_) => Convention::Run,
         _ => Convention::Plain,
     };
     let result = match &arguments.command {
         Command::Run(run) => commands::run::run(global, run),
+        Command::Create(create) => commands::create::run(global, create),
+        Command::Start(start) => commands::start::run(global, start),
+        Command::Ps => commands::ps::ps(global),
+        Command::State(state) => commands::ps::state(global, state),
+        Command::Exec(exec) => commands::exec::run(global, exec),
+        Command::Kill(kill) => commands::kill::run(global, kill),
+        Command::Logs(logs) => commands::logs::run(global, logs),
+        Command::Wait(wait) => commands::wait::run(global, wait),
+        Command::Events(events) => commands::events::run(global, events),
+        Command::Delete(delete) => commands::delete::run(global, delete),
         Command::Build(build) => commands::build::run(global, build),
         Command::Plan(plan) => commands::plan::plan(global, plan),
         Command::Explain(explain) => commands::plan::explain(global, explain),

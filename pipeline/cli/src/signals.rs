@@ -1,12 +1,12 @@
-//! SIGINT, SIGTERM and SIGHUP: passed on to the process, or the end of the launch; the second one ends it at once.
+//! SIGINT, SIGTERM and SIGHUP, on a thread of their own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use fcpipe_launch::{Control, Delivered};
+use fcpipe_engine::CancelToken;
 use nix::sys::signal::{SigSet, Signal};
 
-/// The first signal that ended the launch rather than reaching its process; 0 for none.
+/// The first signal that ended a command; 0 for none.
 #[derive(Clone, Default)]
 pub(crate) struct Ended(Arc<AtomicI32>);
 
@@ -19,53 +19,46 @@ impl Ended {
     }
 }
 
-/// Takes the signals on a thread of its own. Call it before any other thread starts, so that they all leave
-/// these signals to it.
-pub(crate) fn watch(control: Control) -> Result<Ended, String> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        set.add(signal);
-    }
-    set.thread_block()
-        .map_err(|e| format!("blocking signals: {e}"))?;
+/// Has the signals end a command that works by itself.
+pub(crate) fn cancel(cancel: CancelToken) -> Result<Ended, String> {
     let ended = Ended::default();
     let noted = ended.clone();
-    std::thread::Builder::new()
-        .name("fc-signals".into())
-        .spawn(move || {
-            let mut seen = 0;
-            while let Ok(signal) = set.wait() {
-                seen += 1;
-                if seen > 1 {
-                    noted.note(signal);
-                    control.end();
-                    continue;
-                }
-                let (control, noted) = (control.clone(), noted.clone());
-                // Beside this thread: an agent that is slow to answer must not keep a second signal waiting.
-                let passing =
-                    std::thread::Builder::new()
-                        .name("fc-signal".into())
-                        .spawn(move || {
-                            if control.signal(signal as i32) == Delivered::Ending {
-                                noted.note(signal);
-                            }
-                        });
-                // The thread only fails to start where there is no room for anything: end the launch then.
-                if passing.is_err() {
-                    std::process::abort();
-                }
-            }
-        })
-        .map_err(|e| format!("starting the signal thread: {e}"))?;
+    watch(move |signal| {
+        // The first one decides the exit code.
+        let _ = noted
+            .0
+            .compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
+        cancel.cancel();
+    })?;
     Ok(ended)
 }
 
-impl Ended {
-    fn note(&self, signal: Signal) {
-        // The first one decides the exit code.
-        let _ = self
-            .0
-            .compare_exchange(0, signal as i32, Ordering::Relaxed, Ordering::Relaxed);
+/// Calls `on` for each. Call this before any other thread starts, so that they all leave these signals to it.
+pub(crate) fn watch(on: impl FnMut(i32) + Send + 'static) -> Result<(), String> {
+    watch_also(&[], on)
+}
+
+/// The same with other signals too.
+pub(crate) fn watch_also(
+    also: &[Signal],
+    mut on: impl FnMut(i32) + Send + 'static,
+) -> Result<(), String> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+        .iter()
+        .chain(also)
+    {
+        set.add(*signal);
     }
+    set.thread_block()
+        .map_err(|e| format!("blocking signals: {e}"))?;
+    std::thread::Builder::new()
+        .name("fc-signals".into())
+        .spawn(move || {
+            while let Ok(signal) = set.wait() {
+                on(signal as i32);
+            }
+        })
+        .map_err(|e| format!("starting the signal thread: {e}"))?;
+    Ok(())
 }

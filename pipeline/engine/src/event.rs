@@ -23,7 +23,7 @@ pub enum Outcome {
 }
 
 /// Work done, or to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amount {
     /// Files, directories and other entries.
     pub files: u64,
@@ -34,7 +34,8 @@ pub struct Amount {
 }
 
 /// One thing that happened. A stage with phases reports each phase as a node of its own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// A node started.
@@ -98,7 +99,8 @@ impl EventSender {
         Self(None)
     }
 
-    pub(crate) fn send(&self, event: Event) {
+    /// Sends an event, or passes on that of a run in another process.
+    pub fn send(&self, event: Event) {
         if let Some(sender) = &self.0
             && !(matches!(event, Event::Progress { .. }) && sender.len() >= BACKLOG)
         {

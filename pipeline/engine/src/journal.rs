@@ -188,7 +188,7 @@ pub struct NotUndone {
 /// What `recover` did.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// Dead launches of which nothing is left.
+    /// Dead launches of which nothing is left on the host.
     pub launches: Vec<String>,
     /// How many effects were undone.
     pub undone: usize,
@@ -202,6 +202,16 @@ pub struct Recovered {
 /// are alive are not touched. An effect that `table` doesn't know, or whose undo fails, is reported and kept.
 /// Trouble with one launch does not keep the others from being recovered.
 pub fn recover(state_root: &Path, table: &UndoTable) -> Result<Recovered, LaunchDirError> {
+    recover_but(state_root, table, &|_| false)
+}
+
+/// The same, but directories of which `keep` says so stay, with everything undone: of launches whose end somebody
+/// still wants to see. `keep` is asked about each dead launch, at every call.
+pub fn recover_but(
+    state_root: &Path,
+    table: &UndoTable,
+    keep: &dyn Fn(&Path) -> bool,
+) -> Result<Recovered, LaunchDirError> {
     let mut recovered = Recovered::default();
     let (dead, trouble) = LaunchDir::take_dead(state_root)?;
     let unreadable = |launch: String, why: LaunchDirError| NotUndone {
@@ -215,7 +225,7 @@ pub fn recover(state_root: &Path, table: &UndoTable) -> Result<Recovered, Launch
         .extend(trouble.into_iter().map(|(id, why)| unreadable(id, why)));
     for dir in dead {
         let id = dir.id().to_owned();
-        if let Err(why) = recover_one(dir, table, &mut recovered) {
+        if let Err(why) = recover_one(dir, table, keep, &mut recovered) {
             recovered.left.push(unreadable(id, why));
         }
     }
@@ -225,6 +235,7 @@ pub fn recover(state_root: &Path, table: &UndoTable) -> Result<Recovered, Launch
 fn recover_one(
     dir: LaunchDir,
     table: &UndoTable,
+    keep: &dyn Fn(&Path) -> bool,
     recovered: &mut Recovered,
 ) -> Result<(), LaunchDirError> {
     let path = dir.path().join(JOURNAL);
@@ -268,8 +279,12 @@ fn recover_one(
         }
     }
     if recovered.left.len() == left_before {
-        dir.remove()?;
-        recovered.launches.push(id);
+        if !keep(dir.path()) {
+            dir.remove()?;
+            recovered.launches.push(id);
+        } else if !read.open.is_empty() {
+            recovered.launches.push(id);
+        }
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
@@ -22,13 +23,15 @@ const LOCK: &str = "lock";
 pub(crate) const JOURNAL: &str = "journal";
 
 /// Longest id: a component of paths, and of socket paths.
-const ID_MAX: usize = 64;
+const ID_MAX: usize = 128;
 
 /// Why a launch can't have a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchDirError {
     /// The id can't be one.
-    #[error("not an id: {id:?} (letters, digits, `_`, `-` and `.`, not first; {ID_MAX} at most)")]
+    #[error(
+        "not an id: {id:?} (letters, digits, `_`, `+`, `-` and `.`, not first; {ID_MAX} at most)"
+    )]
     BadId {
         /// The id.
         id: String,
@@ -79,8 +82,7 @@ pub struct LaunchDir {
 impl LaunchDir {
     /// Makes the directory of a new launch in the state directory `root` (made if missing, 0700).
     pub fn claim(root: &Path, id: &str) -> Result<Self, LaunchDirError> {
-        let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.');
-        if id.is_empty() || id.len() > ID_MAX || id.starts_with('.') || !id.bytes().all(fits) {
+        if !is_id(id) {
             return Err(LaunchDirError::BadId { id: id.to_owned() });
         }
         let (root, _) = fsutil::own_dir(root)?;
@@ -157,6 +159,74 @@ impl LaunchDir {
         std::fs::remove_dir(&self.path).map_err(io_error(&self.path))
     }
 
+    /// The launches that have a directory in `root`, dead or alive, by name.
+    pub fn list(root: &Path) -> Result<Vec<String>, LaunchDirError> {
+        let entries = match std::fs::read_dir(root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io_error(root))?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error(root))?;
+            if entry.file_type().is_ok_and(|t| t.is_dir())
+                && let Ok(id) = entry.file_name().into_string()
+                && !id.starts_with('.')
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Whether a launch's owner lives. `None`: there is no such launch.
+    pub fn is_alive(root: &Path, id: &str) -> Result<Option<bool>, LaunchDirError> {
+        if !is_id(id) {
+            return Ok(None);
+        }
+        let path = root.join(id).join(LOCK);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(io_error(&path))?,
+        };
+        // A shared lock, and only for a moment: others that look see no owner in it.
+        let free = fsutil::try_flock(&file, FlockOperation::NonBlockingLockShared)
+            .map_err(io_error(&path))?;
+        Ok(Some(!free))
+    }
+
+    /// Takes over the directory of a launch whose owner is dead, waiting a moment for somebody who looks at it.
+    /// `None`: its owner lives, or there is no such launch.
+    pub fn take(root: &Path, id: &str, patience: Duration) -> Result<Option<Self>, LaunchDirError> {
+        if !is_id(id) {
+            return Ok(None);
+        }
+        let (root, _) = fsutil::own_dir(root)?;
+        let root = std::path::absolute(&root).map_err(io_error(&root))?;
+        let path = root.join(id);
+        let end = Instant::now() + patience;
+        loop {
+            let guard = root_lock(&root)?;
+            if !path.is_dir() {
+                return Ok(None);
+            }
+            if let Some(lock) = take_lock(&path).map_err(io_error(&path))? {
+                let id = id.to_owned();
+                return Ok(Some(Self {
+                    root,
+                    path,
+                    id,
+                    lock,
+                }));
+            }
+            drop(guard);
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Takes over every directory in `root` whose owner is dead. Also gives those that could not be judged.
     pub(crate) fn take_dead(root: &Path) -> Result<(Vec<Self>, Trouble), LaunchDirError> {
         match std::fs::symlink_metadata(root) {
@@ -194,6 +264,11 @@ impl LaunchDir {
         }
         Ok((dead, trouble))
     }
+}
+
+fn is_id(id: &str) -> bool {
+    let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.' | b'+');
+    !id.is_empty() && id.len() <= ID_MAX && !id.starts_with('.') && id.bytes().all(fits)
 }
 
 /// Held while a launch's directory is made or removed. Never for long.

@@ -48,7 +48,7 @@ pub use event::{Amount, Event, EventSender, Outcome, event_channel};
 pub use failure::{Failure, FailureKind};
 pub use fsutil::DirError;
 pub use graph::Node;
-pub use journal::{NotUndone, Recovered, UndoTable, recover};
+pub use journal::{NotUndone, Recovered, UndoTable, recover, recover_but};
 pub use key::{Change, KeyValue, KeyWriter, Manifest, Sort, ValueWriter};
 pub use launchdir::{LaunchDir, LaunchDirError};
 pub use receipt::{OutputFile, RECEIPT_SCHEMA, Receipt, Row};

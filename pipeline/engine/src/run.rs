@@ -233,6 +233,12 @@ impl Run {
         self.shared.store.release();
     }
 
+    /// Forgets what probes and stages came to, once nobody asks for it any more: the tree of a large source is many
+    /// megabytes, and a machine may run for months. What effects made is kept.
+    pub fn forget_values(&self) {
+        self.shared.forget_values();
+    }
+
     /// Names a file that came out, for the receipt.
     pub fn output(&self, name: &str, file: OutputFile) {
         lock(&self.outputs).insert(name.to_owned(), file);

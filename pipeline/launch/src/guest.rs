@@ -55,8 +55,8 @@ pub(crate) fn config(spec: &LaunchSpec) -> GuestConfig {
     }
 }
 
-pub(crate) fn process(spec: &LaunchSpec) -> Process {
-    let process = &spec.process;
+/// A process of a spec, as the agent is told of it.
+pub fn process_of(process: &fcpipe_spec::Process) -> Process {
     Process {
         args: process.args.clone(),
         env: process.env.clone(),

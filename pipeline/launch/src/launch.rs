@@ -1,7 +1,8 @@
-//! The two graphs there are: `build` makes an image, `run` boots one.
+//! The two graphs there are: `build` makes an image, `run` boots one. A process is added to the second when it is
+//! to start: a graph only grows.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fcpipe_engine::{
@@ -10,15 +11,15 @@ use fcpipe_engine::{
 };
 use fcpipe_kernel::KernelStore;
 use fcpipe_proto::ExitStatus;
+use fcpipe_proto::host::RunningProcess;
 use fcpipe_spec::{LaunchId, LaunchSpec};
 use fcpipe_vmm::Vmm;
 
-use crate::control::Control;
 use crate::disk::{ChooseWrites, PrivateDisk, Writes};
-use crate::guest;
+use crate::guest::{self, process_of};
 use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
 use crate::kernel::{ChosenKernel, FindKernel, GUEST, Initrd, MakeInitrd};
-use crate::machine::{Boot, Booted, PrepareMachine, RunProcess, Streams};
+use crate::machine::{Boot, Booted, Guest, PrepareMachine, RunProcess, Streams};
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
 use crate::stock::settle;
@@ -96,8 +97,6 @@ pub struct RunRequest {
     pub kernel: Option<String>,
     pub vmm: Arc<dyn Vmm>,
     pub boot_timeout: Duration,
-    pub streams: Streams,
-    pub control: Control,
 }
 
 /// What a launch would do.
@@ -120,6 +119,8 @@ pub struct Launched<T> {
     pub result: Result<T, Failure>,
     /// What could not be taken away; the next command tries again.
     pub not_undone: Vec<NotUndone>,
+    /// The launch's directory, still claimed. Dropped, it is left to the next command.
+    pub launch: Option<LaunchDir>,
 }
 
 impl<T> Launched<T> {
@@ -129,20 +130,18 @@ impl<T> Launched<T> {
             steps: Vec::new(),
             result: Err(failure),
             not_undone: Vec::new(),
+            launch: None,
         }
     }
 
     pub(crate) fn ended(result: Result<T, Failure>, finished: Finished) -> Self {
-        if let Some(launch) = finished.launch {
-            // Refused where something is left to undo: the next command sees to it.
-            let _ = launch.remove();
-        }
         Launched {
             receipt: Some(finished.receipt),
             steps: finished.explained,
             // The run's own failure is the first; waiting may have seen one that followed from it.
             result: finished.result.and(result),
             not_undone: finished.not_undone,
+            launch: finished.launch,
         }
     }
 }
@@ -199,7 +198,8 @@ pub fn build(spec: &LaunchSpec, request: BuildRequest, host: &Host) -> Launched<
     launched
 }
 
-/// Boots a spec and runs its process to its end. Nothing is left on the host but the store.
+/// Boots a spec, and has `lead` say what its machine does until the launch ends. Nothing is left on the host but the
+/// store and the launch's directory.
 ///
 /// `launch` is claimed for this launch alone.
 pub fn run(
@@ -207,16 +207,61 @@ pub fn run(
     request: RunRequest,
     launch: LaunchDir,
     host: &Host,
+    lead: impl FnOnce(&Live<'_>) -> Result<ExitStatus, Failure>,
 ) -> Launched<ExitStatus> {
     let run = match Run::start(host.settings(request.id.as_str(), spec, Some(launch))) {
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
     };
     let graph = graph_of_run(&run, spec, request, host);
-    let result = settle(&run, &graph.booted, &host.store, || {
-        run.wait(&graph.process).map(|status| *status)
-    });
+    let live = Live {
+        run: &run,
+        booted: graph.booted,
+        spec,
+    };
+    let result = settle(&run, &graph.booted, &host.store, || lead(&live));
+    if let Err(failure) = &result {
+        // What `lead` gave up for is no failure of a step: whatever still works is to end too.
+        run.cancel(&failure.subject);
+    }
     Launched::ended(result, run.finish())
+}
+
+/// A launch whose machine boots or has booted, as its leader sees it.
+pub struct Live<'a> {
+    run: &'a Run,
+    booted: Node<Booted>,
+    spec: &'a LaunchSpec,
+}
+
+impl Live<'_> {
+    /// Waits until the guest can run processes. What was only needed to get there is forgotten then.
+    pub fn booted(&self) -> Result<Guest, Failure> {
+        let booted = self.run.wait(&self.booted)?;
+        self.run.forget_values();
+        Ok(Guest::new(booted))
+    }
+
+    /// Runs the spec's process to its end, then has the guest write everything back and power off. `started` is told when
+    /// the process runs.
+    pub fn process(
+        &self,
+        streams: Streams,
+        started: impl FnOnce(&Arc<RunningProcess>) + Send + 'static,
+    ) -> Result<ExitStatus, Failure> {
+        let process = RunProcess::new(
+            self.booted,
+            process_of(&self.spec.process),
+            Some((streams, Box::new(started))),
+        );
+        let node = self.run.effect(PROCESS, process);
+        self.run.wait(&node).map(|status| *status)
+    }
+
+    /// Whether the launch is to end.
+    pub fn cancelled(&self) -> bool {
+        self.run.cancel_token().cancelled()
+    }
 }
 
 /// What [`run()`] would do now: the sources are looked at, records are read, nothing is made.
@@ -225,6 +270,8 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
     settings.plan = true;
     let run = Run::start(settings)?;
     let graph = graph_of_run(&run, spec, request, host);
+    let process = RunProcess::new(graph.booted, process_of(&spec.process), None);
+    run.effect(PROCESS, process);
     let writes = run.wait(&graph.writes);
     let finished = run.finish();
     finished.result?;
@@ -239,7 +286,6 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
 struct Graph {
     writes: Node<Writes>,
     booted: Node<Booted>,
-    process: Node<ExitStatus>,
 }
 
 /// The one graph of a launch, whether it is done or only planned.
@@ -284,20 +330,7 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
             timeout: request.boot_timeout,
         },
     );
-    let process = run.effect(
-        PROCESS,
-        RunProcess {
-            booted,
-            process: guest::process(spec),
-            streams: Mutex::new(Some(request.streams)),
-            control: request.control,
-        },
-    );
-    Graph {
-        writes,
-        booted,
-        process,
-    }
+    Graph { writes, booted }
 }
 
 /// Decides where writes go, and makes an initrd with what the guest needs for that.

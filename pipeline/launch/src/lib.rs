@@ -19,7 +19,6 @@
 //! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
 //! `image`, `output`, `kernel`, `disk` or `machine`.
 
-mod control;
 mod disk;
 mod guest;
 mod image;
@@ -33,12 +32,13 @@ mod stock;
 mod stored;
 mod words;
 
-pub use control::{Control, Delivered};
 pub use disk::Writes;
+pub use guest::process_of;
 pub use image::Builder;
 pub use launch::{
-    BuildRequest, Built, Host, Launched, PROCESS, Planned, RunRequest, build, plan, run,
+    BuildRequest, Built, Host, Launched, Live, PROCESS, Planned, RunRequest, build, plan, run,
 };
-pub use machine::{Streams, undo_table};
+pub use machine::{Guest, Streams, undo_table};
 pub use output::BuiltFile;
 pub use stock::{StockRequest, stock};
+pub use words::civil_date;

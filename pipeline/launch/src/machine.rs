@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable};
 use fcpipe_proto::host::{RunningProcess, Session, Stdio};
 use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
-use fcpipe_vmm::{KernelFiles, Machine, MachineConfig, Prepared, Vmm, VmmError};
+use fcpipe_vmm::{
+    KernelFiles, Machine, MachineConfig, Prepared, ProcessMark, Vmm, VmmError, VmmKind,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::control::Control;
 use crate::disk::{Disks, PrivateDisk};
 use crate::kernel::{ChosenKernel, Initrd};
 
@@ -187,7 +188,44 @@ impl Effect for Boot {
     }
 }
 
-/// Where the process's standard streams go; taken once.
+/// A guest that is ready to run processes, for whoever talks to it. Clones are the same guest.
+#[derive(Clone)]
+pub struct Guest(Arc<Booted>);
+
+impl Guest {
+    pub(crate) fn new(booted: Arc<Booted>) -> Self {
+        Guest(booted)
+    }
+
+    /// The connection to its agent.
+    pub fn session(&self) -> &Session {
+        &self.0.session
+    }
+
+    /// The machine's processes that run; the first is the monitor's.
+    pub fn processes(&self) -> Vec<ProcessMark> {
+        self.0.machine.processes()
+    }
+
+    /// Which monitor runs it.
+    pub fn vmm(&self) -> VmmKind {
+        self.0.machine.kind()
+    }
+
+    /// Starts a process beside the spec's own.
+    pub fn exec(&self, process: &Process, streams: Streams) -> Result<RunningProcess, ProtoError> {
+        self.0
+            .session
+            .start(process, streams.into(), Instant::now() + ANSWER)
+    }
+
+    /// The end of what the guest wrote to its console. The guest wrote it: never trust it.
+    pub fn console_tail(&self) -> Vec<u8> {
+        self.0.machine.console_tail()
+    }
+}
+
+/// Where a process's standard streams go.
 pub struct Streams {
     /// `None`: the process reads from nothing.
     pub stdin: Option<File>,
@@ -195,12 +233,39 @@ pub struct Streams {
     pub stderr: Box<dyn io::Write + Send>,
 }
 
+impl From<Streams> for Stdio {
+    fn from(streams: Streams) -> Self {
+        Stdio {
+            stdin: streams.stdin.map(Into::into),
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+        }
+    }
+}
+
+/// Is told once that the process runs.
+type Started = Box<dyn FnOnce(&Arc<RunningProcess>) + Send>;
+
 /// Runs the spec's process to its end, then has the guest write everything back and power off.
 pub(crate) struct RunProcess {
-    pub(crate) booted: Node<Booted>,
-    pub(crate) process: Process,
-    pub(crate) streams: Mutex<Option<Streams>>,
-    pub(crate) control: Control,
+    booted: Node<Booted>,
+    process: Process,
+    /// Taken once; nothing in a plan.
+    start: Mutex<Option<(Streams, Started)>>,
+}
+
+impl RunProcess {
+    pub(crate) fn new(
+        booted: Node<Booted>,
+        process: Process,
+        start: Option<(Streams, Started)>,
+    ) -> Self {
+        RunProcess {
+            booted,
+            process,
+            start: Mutex::new(start),
+        }
+    }
 }
 
 /// A process leaves nothing on the host that the machine's own effects don't cover.
@@ -231,32 +296,22 @@ impl Effect for RunProcess {
     fn make(&self, _: &NoEntry, cx: &Cx) -> Result<ExitStatus, Failure> {
         let booted = cx.get(&self.booted)?;
         let Booted { machine, session } = &*booted;
-        let streams = self
-            .streams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let streams = streams.ok_or_else(|| {
+        let start = self.start.lock();
+        let start = start.unwrap_or_else(PoisonError::into_inner).take();
+        let (streams, started) = start.ok_or_else(|| {
             cx.fail(
                 FailureKind::Internal,
                 "the process",
                 "it was started already",
             )
         })?;
-        let stdio = Stdio {
-            stdin: streams.stdin.map(Into::into),
-            stdout: streams.stdout,
-            stderr: streams.stderr,
-        };
         let process = session
-            .start(&self.process, stdio, Instant::now() + ANSWER)
+            .start(&self.process, streams.into(), Instant::now() + ANSWER)
             .map_err(|e| guest_failure(cx, &**machine, e))?;
         let process = Arc::new(process);
-        self.control.attach(&process);
-        let status =
-            wait(cx, &process).map_err(|e| e.unwrap_or_else(|e| guest_failure(cx, &**machine, e)));
-        self.control.detach();
-        let status = status?;
+        started(&process);
+        let status = wait(cx, &process)
+            .map_err(|e| e.unwrap_or_else(|e| guest_failure(cx, &**machine, e)))?;
         for error in process.output_errors() {
             if error.kind != io::ErrorKind::BrokenPipe {
                 cx.warn(format_args!(

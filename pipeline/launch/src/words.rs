@@ -68,7 +68,7 @@ fn times(was: Timestamp, is: Timestamp) -> (String, String) {
     let one = |time: Timestamp| {
         let mut text = String::new();
         if day(was) != day(is) {
-            let (year, month, day) = date(day(time));
+            let (year, month, day) = civil_date(day(time));
             text = format!("{year:04}-{month:02}-{day:02} ");
         }
         let secs = time.secs.rem_euclid(DAY);
@@ -82,7 +82,7 @@ fn times(was: Timestamp, is: Timestamp) -> (String, String) {
 }
 
 /// The date of a day counted from 1970-01-01: Howard Hinnant's `civil_from_days`.
-fn date(days: i64) -> (i64, i64, i64) {
+pub fn civil_date(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
     let doe = z.rem_euclid(146_097);
@@ -128,8 +128,8 @@ mod tests {
         );
         let mode = field("mode", FieldValue::Mode(0o644), FieldValue::Mode(0o4755));
         assert_eq!(told(vec![mode]), "/mnt/code/app.py: mode 0644 → 4755");
-        assert_eq!(date(0), (1970, 1, 1));
-        assert_eq!(date(11_016), (2000, 2, 29));
+        assert_eq!(civil_date(0), (1970, 1, 1));
+        assert_eq!(civil_date(11_016), (2000, 2, 29));
     }
 
     #[test]

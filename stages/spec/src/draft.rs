@@ -282,6 +282,31 @@ impl Draft {
         }
     }
 
+    /// The process alone.
+    pub(crate) fn finish_process(mut self, whole: &Doc) -> Result<Process, SpecError> {
+        self.take_process(whole)
+    }
+
+    fn take_process(&mut self, whole: &Doc) -> Result<Process, SpecError> {
+        let Some(args) = self.args.take() else {
+            return Err(whole.invalid(
+                &FieldPath::new("process.args"),
+                "is missing: there is no program to run",
+            ));
+        };
+        Ok(Process {
+            args,
+            env: last_of_each(std::mem::take(&mut self.env)),
+            cwd: self.cwd.take().unwrap_or_else(|| PathBuf::from("/")),
+            uid: self.user.uid,
+            gid: self.user.gid,
+            additional_gids: std::mem::take(&mut self.user.additional_gids),
+            umask: self.user.umask,
+            terminal: self.terminal,
+            no_new_privileges: self.no_new_privileges,
+        })
+    }
+
     /// Checks what only the whole can tell, and fills in the rest. `whole` is the document whose
     /// missing fields are to be named.
     pub(crate) fn finish(
@@ -292,12 +317,7 @@ impl Draft {
         host: Host,
         strict: bool,
     ) -> Result<LaunchSpec, SpecError> {
-        let Some(args) = self.args else {
-            return Err(whole.invalid(
-                &FieldPath::new("process.args"),
-                "is missing: there is no program to run",
-            ));
-        };
+        let process = self.take_process(whole)?;
         let Some(root) = self.root else {
             return Err(whole.invalid(&FieldPath::new(root_field), "is missing"));
         };
@@ -346,17 +366,7 @@ impl Draft {
         }
         Ok(LaunchSpec {
             file,
-            process: Process {
-                args,
-                env: last_of_each(self.env),
-                cwd: self.cwd.unwrap_or_else(|| PathBuf::from("/")),
-                uid: self.user.uid,
-                gid: self.user.gid,
-                additional_gids: self.user.additional_gids,
-                umask: self.user.umask,
-                terminal: self.terminal,
-                no_new_privileges: self.no_new_privileges,
-            },
+            process,
             root: Root {
                 path: root_path,
                 readonly: self.root_readonly,

@@ -48,6 +48,14 @@ pub(crate) struct Rootfs {
     pub(crate) idmap: Option<IdMaps>,
 }
 
+/// A process that stands alone in a file, which is read as if it stood in a spec.
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct ProcessFile {
+    #[serde(default)]
+    pub(crate) process: Process,
+}
+
 /// The same as in an OCI config, as far as fcpipe reads it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "an object")]

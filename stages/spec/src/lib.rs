@@ -113,6 +113,18 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LaunchSpec, SpecError>
     )
 }
 
+/// Reads an OCI `process` object that stands alone in a file.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_process(path: &Path) -> Result<Process, SpecError> {
+    let doc = layers::open(path)?.doc.within("process");
+    let file: launch_file::ProcessFile = doc.read(Unknown::Ignore)?;
+    let mut draft = Draft::default();
+    draft.process(&doc, file.process)?;
+    draft.finish_process(&doc)
+}
+
 fn launch_file(draft: &mut Draft, opened: &layers::Opened) -> Result<(), SpecError> {
     let doc: &Doc = &opened.doc;
     let mut file: launch_file::LaunchFile = doc.read(Unknown::Refuse)?;

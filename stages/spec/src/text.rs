@@ -231,6 +231,24 @@ impl Doc {
         }
     }
 
+    /// The same, as if it stood under `name` in a larger one. Places stay as they are.
+    pub(crate) fn within(mut self, name: &str) -> Doc {
+        let at = self.root.at;
+        let key = Key {
+            at,
+            name: name.to_owned(),
+        };
+        let root = std::mem::replace(
+            &mut self.root,
+            Node {
+                at,
+                value: Value::Null,
+            },
+        );
+        self.root.value = Value::Map(vec![(key, root)]);
+        self
+    }
+
     /// A document made of `--set` options.
     pub(crate) fn of_overrides(root: Node) -> Doc {
         Doc {

@@ -1,11 +1,11 @@
 //! `fcpipe build`: a spec's root file system as an ext4 image. Needs no root, mount or loop device.
 
 use fcpipe_engine::CancelToken;
-use fcpipe_launch::{BuildRequest, Built, Control};
+use fcpipe_launch::{BuildRequest, Built};
 use fcpipe_spec::LaunchId;
 use serde_json::json;
 
-use super::{Outcome, builder, host, load, print, write_timings};
+use super::{Outcome, builder, host, load, note, print, write_timings};
 use crate::arguments::{Build, Format, Global};
 use crate::complaint::{self, Complaint};
 use crate::directories::Directories;
@@ -15,7 +15,7 @@ use crate::signals;
 pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     let cancel = CancelToken::new().map_err(Complaint::new)?;
     // Before any other thread: they inherit which signals are blocked.
-    let ended = signals::watch(Control::new(cancel.clone())).map_err(Complaint::new)?;
+    let ended = signals::cancel(cancel.clone()).map_err(Complaint::new)?;
     let spec = load(&arguments.spec)?;
     let id = LaunchId::random().map_err(Complaint::new)?;
     let output = std::path::absolute(&arguments.output)
@@ -23,7 +23,15 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
 
     let (events, rendering) = Rendering::start(global.progress);
-    let built = host(global, &arguments.building, &directories, events, cancel).map(|host| {
+    let built = host(
+        global,
+        &arguments.building,
+        &directories,
+        events,
+        cancel,
+        &mut note,
+    )
+    .map(|host| {
         let request = BuildRequest {
             id,
             output,
@@ -35,7 +43,9 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     });
     rendering.finish();
     let built = built?;
-    complaint::not_undone(&built.not_undone);
+    for left in &built.not_undone {
+        note(complaint::not_undone(left));
+    }
     write_timings(
         arguments.building.timings.as_deref(),
         built.receipt.as_ref(),
@@ -45,7 +55,8 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
         Err(failure) => failure.to_string(),
     };
     let (receipt, steps) = (built.receipt.as_ref(), &built.steps);
-    super::report::keep(&directories, &spec, "build", result, receipt, steps);
+    super::report::keep(&directories, &spec.file, "build", result, receipt, steps)
+        .unwrap_or_else(|why| complaint::warn(&why));
     match (built.result, ended.signal()) {
         (Ok(built), _) => {
             print(&show(&built, global.format))?;

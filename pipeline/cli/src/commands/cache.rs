@@ -8,11 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fcpipe_engine::store::{Collect, Collected, Entry, Finding, Survey, Unusable, Usage, Verified};
 use fcpipe_engine::{CancelToken, Store, StoreError};
-use fcpipe_launch::Control;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::{Outcome, clean_up, print};
+use super::{Outcome, clean_up, note, print};
 use crate::amounts::ago;
 use crate::arguments::{CacheCommand, Format, Global};
 use crate::complaint::Complaint;
@@ -29,7 +28,7 @@ const DIGITS: usize = 16;
 pub(crate) fn run(global: &Global, command: &CacheCommand) -> Outcome {
     let cancel = CancelToken::new().map_err(Complaint::new)?;
     // Before any other thread: they inherit which signals are blocked.
-    let ended = signals::watch(Control::new(cancel.clone())).map_err(Complaint::new)?;
+    let ended = signals::cancel(cancel.clone()).map_err(Complaint::new)?;
     let done = dispatch(global, command, &cancel);
     match (done, ended.signal()) {
         (Err(_), Some(signal)) => Err(Complaint::Signal(signal)),
@@ -49,7 +48,7 @@ fn dispatch(global: &Global, command: &CacheCommand, cancel: &CancelToken) -> Ou
         CacheCommand::Du => usage(&store.survey().map_err(broken)?, global.format),
         CacheCommand::Gc { max_size, max_age } => {
             // What dead launches hold is let go of first.
-            clean_up(&directories)?;
+            clean_up(&directories, &mut note)?;
             let what = Collect {
                 max_size: max_size.map(|size| size.0),
                 max_age: max_age.map(|age| age.0),

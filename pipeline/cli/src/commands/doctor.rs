@@ -4,7 +4,7 @@ use fcpipe_kernel::KernelStore;
 use fcpipe_vmm::{Finding, Host, State};
 use serde_json::json;
 
-use super::{Outcome, clean_up, print};
+use super::{Outcome, clean_up, note, print};
 use crate::arguments::{Format, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -13,7 +13,7 @@ use crate::render::harmless;
 /// Exit code 1 where a launch could not work.
 pub(crate) fn run(global: &Global) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
-    clean_up(&directories)?;
+    clean_up(&directories, &mut note)?;
     let mut findings = Host::from_env(Some(&directories.data)).probe().findings();
     findings.push(kernel(&directories));
     let text: String = findings

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use fcpipe_engine::{CancelToken, EventSender};
 use fcpipe_kernel::KernelStore;
-use fcpipe_launch::{Control, Planned, RunRequest, Streams, Writes};
+use fcpipe_launch::{Planned, RunRequest, Writes};
 use fcpipe_spec::LaunchId;
 use serde_json::json;
 
-use super::{Outcome, builder, host, load, print};
+use super::{Outcome, builder, host, load, note, print};
 use crate::arguments::{Explain, Format, Global, Plan, Planning};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -70,7 +70,8 @@ fn look(global: &Global, planning: &Planning) -> Result<Planned, Complaint> {
         &planning.building,
         &directories,
         EventSender::none(),
-        cancel.clone(),
+        cancel,
+        &mut note,
     )?;
     let request = RunRequest {
         id: LaunchId::random().map_err(Complaint::new)?,
@@ -80,12 +81,6 @@ fn look(global: &Global, planning: &Planning) -> Result<Planned, Complaint> {
         kernel: planning.kernel.clone(),
         vmm: chosen.vmm.into(),
         boot_timeout: Duration::ZERO,
-        streams: Streams {
-            stdin: None,
-            stdout: Box::new(std::io::sink()),
-            stderr: Box::new(std::io::sink()),
-        },
-        control: Control::new(cancel),
     };
     Ok(fcpipe_launch::plan(&spec, request, &host)?)
 }

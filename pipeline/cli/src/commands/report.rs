@@ -1,14 +1,14 @@
 //! `fcpipe report`: what a past launch spent its time on, beside the launch before.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use fcpipe_engine::{Explained, Receipt};
-use fcpipe_spec::LaunchSpec;
 
 use super::{Outcome, load, print};
 use crate::arguments::{Format, Global, Report};
 use crate::chart::{self, Comparison};
-use crate::complaint::{Complaint, warn};
+use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::history::{History, Past};
 use crate::render::harmless;
@@ -56,22 +56,21 @@ pub(crate) fn run(global: &Global, arguments: &Report) -> Outcome {
     Ok(0)
 }
 
-/// Keeps what a launch or a build did. What is lost if it fails is a line of `report`.
+/// Keeps what a launch or a build of this spec did. What is lost if it fails is a line of `report`.
 pub(crate) fn keep(
     directories: &Directories,
-    spec: &LaunchSpec,
+    spec: &Path,
     command: &str,
     result: String,
     receipt: Option<&Receipt>,
     steps: &[Explained],
-) {
+) -> Result<(), String> {
     let Some(receipt) = receipt else {
-        return;
+        return Ok(());
     };
-    let past = Past::new(&spec.file, command, result, receipt.clone(), steps);
-    if let Err(error) = past.keep(&directories.data) {
-        warn(&format!("the launch is not kept for `report`: {error}"));
-    }
+    let past = Past::new(spec, command, result, receipt.clone(), steps);
+    past.keep(&directories.data)
+        .map_err(|error| format!("the launch is not kept for `report`: {error}"))
 }
 
 fn list(launches: &[Past], format: Format) -> Result<String, Complaint> {

@@ -13,6 +13,7 @@ mod cache;
 mod cleanup;
 mod disks;
 mod fuse;
+mod life;
 mod process;
 mod report;
 mod spec;

@@ -164,6 +164,26 @@ impl World {
         processes
     }
 
+    /// The processes of a program that have to do with this world and have not ended.
+    pub(crate) fn process_ids(&self, program: &str) -> Vec<u32> {
+        let mark = self.dir.path().display().to_string();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
+            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let arguments = arguments.escape_ascii().to_string();
+            let name = arguments.split("\\x00").next().unwrap_or_default();
+            let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let ours = arguments.contains(&mark) || dir.starts_with(self.dir.path());
+            if ours && Path::new(name).file_name().is_some_and(|n| n == program) {
+                ids.push(pid);
+            }
+        }
+        ids
+    }
+
     /// Runs a shell script in a machine.
     pub(crate) fn run_script(&self, script: &str) -> Output {
         let bundle = self.bundle(&["sh", "-c", script], &[]);

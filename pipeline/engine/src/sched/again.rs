@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::erased::Value;
 use crate::failure::{Failure, FailureKind};
 use crate::graph::Node;
+use crate::key::Sort;
 use crate::run::Shared;
 use crate::store::Keep;
 
@@ -25,6 +26,20 @@ impl Shared {
                 None,
             )
         })
+    }
+
+    /// Drops the values of probes and stages that are done.
+    pub(crate) fn forget_values(&self) {
+        let mut state = self.state();
+        let forgotten: Vec<Option<Value>> = state
+            .nodes
+            .iter_mut()
+            .filter(|entry| entry.step.sort() != Sort::Effect && entry.status.is_over())
+            .map(|entry| entry.value.take())
+            .collect();
+        drop(state);
+        // Not under the lock: a large tree takes its time.
+        drop(forgotten);
     }
 
     fn value(self: &Arc<Self>, index: usize) -> Result<Value, Failure> {

@@ -52,7 +52,7 @@ pub fn dial<E: From<ProtoError>>(
 
 /// One attempt; `None` where nobody is there yet.
 fn attempt(socket: &Path, port: u32, patience: Duration) -> Result<Option<UnixStream>, ProtoError> {
-    let Ok(mut stream) = unix_path::short(socket, |short| UnixStream::connect(short)) else {
+    let Ok(mut stream) = unix_path::short_path(socket, |short| UnixStream::connect(short)) else {
         return Ok(None);
     };
     let option = |e| ProtoError::io("setting the connection's timeout", &e);

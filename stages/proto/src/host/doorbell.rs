@@ -40,7 +40,7 @@ impl Doorbell {
     /// Those of bind(2): the path is taken, its directory is missing.
     pub fn new(socket: &Path) -> io::Result<Self> {
         let path = Self::path_for(socket);
-        let listener = unix_path::short(&path, |short| UnixListener::bind(short))?;
+        let listener = unix_path::short_path(&path, |short| UnixListener::bind(short))?;
         listener.set_nonblocking(true)?;
         Ok(Doorbell { listener, path })
     }
@@ -116,7 +116,7 @@ mod tests {
         let dead = bell.wait(soon(), || Err(ProtoError::Ended));
         assert_eq!(dead, Err(ProtoError::Ended));
         let path = Doorbell::path_for(&socket);
-        unix_path::short(&path, |p| UnixStream::connect(p)).unwrap();
+        unix_path::short_path(&path, |p| UnixStream::connect(p)).unwrap();
         bell.wait(soon(), || Ok::<_, ProtoError>(())).unwrap();
         drop(bell);
         assert!(!path.exists());

@@ -17,3 +17,4 @@ pub use dial::dial;
 pub use doorbell::Doorbell;
 pub use process::{OutputError, RunningProcess, Stdio};
 pub use session::Session;
+pub use unix_path::short_path;

@@ -9,9 +9,9 @@ use rustix::fs::{Mode, OFlags};
 /// The longest path that fits.
 const LONGEST: usize = 107;
 
-/// Calls `with` with a path that fits: where the given one does not, by way of its directory's
+/// Calls `with` with a path that fits a socket address: where the given one does not, by way of its directory's
 /// descriptor.
-pub(super) fn short<T>(path: &Path, with: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+pub fn short_path<T>(path: &Path, with: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     if path.as_os_str().len() <= LONGEST {
         return with(path);
     }

@@ -11,7 +11,7 @@ use fcpipe_launch::StockRequest;
 use indicatif::BinaryBytes;
 use serde_json::json;
 
-use super::super::{Outcome, builder, host, load, print};
+use super::super::{Outcome, builder, host, load, note, print};
 use super::{broken, chain, open, threads};
 use crate::amounts::FileDigest;
 use crate::arguments::{Building, Cache, Export, Format, Global, Spec};
@@ -139,7 +139,15 @@ fn outputs(
         }
     };
     let (events, rendering) = Rendering::start(global.progress);
-    let stocked = host(global, &building, directories, events, cancel.clone()).map(|mut host| {
+    let stocked = host(
+        global,
+        &building,
+        directories,
+        events,
+        cancel.clone(),
+        &mut note,
+    )
+    .map(|mut host| {
         // It must not go into the image that it holds.
         host.own.push(output.to_path_buf());
         let request = StockRequest {
@@ -152,7 +160,9 @@ fn outputs(
     });
     rendering.finish();
     let (store, stocked) = stocked?;
-    complaint::not_undone(&stocked.not_undone);
+    for left in &stocked.not_undone {
+        note(complaint::not_undone(left));
+    }
     Ok((store, stocked.result?))
 }
 

@@ -1,0 +1,70 @@
+//! `fcpipe delete`: takes away what is left of a launch that has stopped; with `--force`, of any.
+
+use std::time::{Duration, Instant};
+
+use fcpipe_supervisor::{Request, Status, connect, delete, look};
+
+use super::{Outcome, clean_up, existing, note};
+use crate::arguments::{Delete, Global};
+use crate::complaint::Complaint;
+use crate::directories::Directories;
+
+/// How long a supervisor may take to end its launch in order.
+const PATIENCE: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_millis(5);
+
+pub(crate) fn run(global: &Global, arguments: &Delete) -> Outcome {
+    let directories = Directories::resolve(global).map_err(Complaint::new)?;
+    clean_up(&directories, &mut note)?;
+    let id = &arguments.id;
+    let record = match existing(&directories, id) {
+        // As rm -f, and as runc.
+        Err(_) if arguments.force => return Ok(0),
+        record => record?,
+    };
+    if record.status != Status::Stopped {
+        if !arguments.force {
+            return Err(Complaint::new(format_args!(
+                "cannot delete container {id} that is not stopped: {}",
+                record.status
+            ))
+            .hint("`fcpipe kill` ends it; `fcpipe delete --force` ends and deletes it"));
+        }
+        end(&directories, id, record.supervisor)?;
+    }
+    delete(&directories.state, id, &mut note).map_err(Complaint::new)?;
+    Ok(0)
+}
+
+/// Ends a launch: by asking, and where that does not help, by force.
+fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Complaint> {
+    if let Some(connection) = connect(&directories.state, id).map_err(Complaint::new)? {
+        // One that does not take it is killed.
+        let _ = connection.ask(&Request::End, &[]);
+    }
+    if gone(directories, id)? {
+        return Ok(());
+    }
+    if let Some(pid) = i32::try_from(supervisor)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    if gone(directories, id)? {
+        return clean_up(directories, &mut note);
+    }
+    Err(Complaint::new(format_args!("{id} does not end")))
+}
+
+fn gone(directories: &Directories, id: &str) -> Result<bool, Complaint> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        match look(&directories.state, id).map_err(Complaint::new)? {
+            None => return Ok(true),
+            Some(record) if record.status == Status::Stopped => return Ok(true),
+            Some(_) => std::thread::sleep(STEP),
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,92 @@
+//! `fcpipe exec`: runs a process beside a launch's own, in its namespaces.
+
+use std::os::fd::AsFd as _;
+
+use fcpipe_engine::Failure;
+use fcpipe_supervisor::{ExecProcess, Reply, Request, connect};
+
+use super::{Outcome, existing};
+use crate::arguments::{Exec, Global};
+use crate::complaint::Complaint;
+use crate::directories::Directories;
+use crate::signals;
+
+pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
+    let directories = Directories::resolve(global).map_err(Complaint::new)?;
+    let id = &arguments.id;
+    let record = existing(&directories, id)?;
+    let mut connection = connect(&directories.state, id)
+        .map_err(Complaint::new)?
+        .ok_or_else(|| {
+            Complaint::new(format_args!("cannot exec in a {} container", record.status))
+        })?;
+    let line = connection.line();
+    signals::watch(move |signal| line.say(&Request::Signal { signal })).map_err(Complaint::new)?;
+    let request = Request::Exec {
+        process: Box::new(process(arguments)?),
+        stdin: arguments.interactive,
+    };
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut fds = Vec::new();
+    if arguments.interactive {
+        fds.push(stdin.as_fd());
+    }
+    fds.extend([stdout.as_fd(), stderr.as_fd()]);
+    connection.ask(&request, &fds).map_err(Complaint::new)?;
+    loop {
+        match connection.reply().map_err(Complaint::new)? {
+            Some(Reply::Started) => {}
+            Some(Reply::Exited { status }) => return Ok(status.shell_code()),
+            Some(Reply::Failed { failed }) => return Err(Failure::from(failed).into()),
+            Some(other) => {
+                return Err(Complaint::new(format_args!(
+                    "the supervisor said something unexpected: {other:?}"
+                )));
+            }
+            None => return Err(Complaint::new("the launch has ended")),
+        }
+    }
+}
+
+fn process(arguments: &Exec) -> Result<ExecProcess, Complaint> {
+    for variable in &arguments.env {
+        if variable
+            .split_once('=')
+            .is_none_or(|(name, _)| name.is_empty())
+        {
+            return Err(Complaint::new(format_args!(
+                "--env: {variable:?} is not NAME=value"
+            )));
+        }
+    }
+    let whole = arguments
+        .process
+        .as_ref()
+        .map(|file| fcpipe_spec::load_process(file))
+        .transpose()?;
+    if whole.is_none() && arguments.args.is_empty() {
+        return Err(Complaint::new("no command: name one behind `--`"));
+    }
+    Ok(ExecProcess {
+        whole: whole.as_ref().map(fcpipe_supervisor::process_of),
+        args: arguments.args.clone(),
+        env: arguments.env.clone(),
+        cwd: arguments.cwd.clone(),
+        user: arguments.user.as_deref().map(user).transpose()?,
+    })
+}
+
+/// `UID` or `UID:GID`. Names are the guest's, which is not asked.
+fn user(text: &str) -> Result<(u32, Option<u32>), Complaint> {
+    let (uid, gid) = match text.split_once(':') {
+        Some((uid, gid)) => (uid, Some(gid)),
+        None => (text, None),
+    };
+    let number = |text: &str| {
+        text.parse::<u32>().map_err(|_| {
+            Complaint::new(format_args!("--user: {text:?} is no number"))
+                .hint("UID or UID:GID, as numbers")
+        })
+    };
+    Ok((number(uid)?, gid.map(number).transpose()?))
+}

@@ -1,0 +1,80 @@
+//! The launches of a state directory, whoever made them: cleaning up after dead ones, and taking away those that ended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fcpipe_engine::{LaunchDir, LaunchDirError, Recovered, recover_but};
+
+use crate::events::Events;
+use crate::hooks;
+use crate::record::{KILLED, Record, Status};
+
+/// How long somebody may look at a launch that is to be taken.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Undoes what launches left whose supervisor is dead. Those that were to stay are stopped then, and stay; what hooks of the
+/// others have to say is told.
+pub fn clean_up(state: &Path, tell: &mut dyn FnMut(String)) -> Result<Recovered, LaunchDirError> {
+    let words = std::cell::RefCell::new(Vec::new());
+    let recovered = recover_but(state, &fcpipe_launch::undo_table(), &|dir| {
+        stays(dir, &mut |line| words.borrow_mut().push(line))
+    });
+    words.into_inner().into_iter().for_each(tell);
+    recovered
+}
+
+/// Whether a dead launch's directory stays. Brings its record up to date.
+fn stays(dir: &Path, tell: &mut dyn FnMut(String)) -> bool {
+    let Ok(Some(mut record)) = Record::read(dir) else {
+        return false;
+    };
+    if record.status != Status::Stopped {
+        let created = record.status != Status::Creating;
+        record.stop(None, Some(KILLED.to_owned()));
+        // What can't be written is said by the lock that nobody holds.
+        let _ = record.write(dir);
+        if let Ok(mut events) = Events::open(dir, &record.id) {
+            events.add("error", serde_json::json!({"message": KILLED}));
+            events.add("exit", serde_json::json!({"status": null, "code": null}));
+        }
+        record.keep &= created;
+    }
+    if record.keep {
+        return true;
+    }
+    after(&record, tell);
+    false
+}
+
+/// Runs the hooks of a launch that is gone. One that fails is told, and stops nothing: so says OCI.
+fn after(record: &Record, tell: &mut dyn FnMut(String)) {
+    for hook in &record.poststop {
+        let hook = std::slice::from_ref(hook);
+        if let Err(error) = hooks::run("poststop", hook, &record.oci_state()) {
+            tell(format!("warning: launch {}: {error}", record.id));
+        }
+    }
+}
+
+/// Takes a launch's directory away, whose machine is gone.
+pub(crate) fn end(launch: LaunchDir, record: &Record, tell: &mut dyn FnMut(String)) {
+    after(record, tell);
+    // Refused where something is left to undo: the next command sees to it.
+    let _ = launch.remove();
+}
+
+/// Takes away a launch that has stopped. `false`: its supervisor lives, or there is no such launch.
+pub fn delete(
+    state: &Path,
+    id: &str,
+    tell: &mut dyn FnMut(String),
+) -> Result<bool, LaunchDirError> {
+    let Some(launch) = LaunchDir::take(state, id, PATIENCE)? else {
+        return Ok(false);
+    };
+    if let Ok(Some(record)) = Record::read(launch.path()) {
+        after(&record, tell);
+    }
+    launch.remove()?;
+    Ok(true)
+}

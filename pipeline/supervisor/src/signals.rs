@@ -1,0 +1,41 @@
+//! SIGINT, SIGTERM and SIGHUP sent to the supervisor itself are as those sent to whoever started it.
+
+use std::sync::Arc;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::life::Life;
+
+/// Blocks them in this thread, and in those that it starts.
+pub(crate) fn block() -> std::io::Result<SigSet> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(set)
+}
+
+/// Takes them on a thread of its own.
+pub(crate) fn follow(set: SigSet, life: Arc<Life>) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || {
+        while let Ok(signal) = set.wait() {
+            pass_on(&life, signal as i32);
+        }
+    })?;
+    Ok(())
+}
+
+/// Passes a signal on, beside the calling thread: an agent that is slow to answer must not keep a second signal waiting.
+pub(crate) fn pass_on(life: &Arc<Life>, signal: i32) {
+    let passed = Arc::clone(life);
+    let thread = std::thread::Builder::new().name("signal".to_owned());
+    let spawned = thread.spawn(move || {
+        passed.signal(signal);
+    });
+    if spawned.is_err() {
+        // There is no room for anything: the launch ends.
+        life.cancel().cancel();
+    }
+}

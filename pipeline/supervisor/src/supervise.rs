@@ -1,0 +1,403 @@
+//! The supervisor itself: from the order to the launch's end.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, unbounded};
+use fcpipe_engine::{CancelToken, EventSender, Failure, FailureKind, LaunchDir, event_channel};
+use fcpipe_kernel::KernelStore;
+use fcpipe_launch::{Builder, Host, Launched, Live, RunRequest, Streams};
+use fcpipe_proto::ExitStatus;
+use fcpipe_spec::{LaunchId, LaunchSpec};
+use fcpipe_vmm::Vmm;
+
+use crate::events::Events;
+use crate::hooks::Hook;
+use crate::life::Life;
+use crate::log::{Log, LogLimits};
+use crate::message::{Failed, Reply, Request};
+use crate::record::Record;
+use crate::wire::{Receiver, send};
+use crate::{fork, hooks, server, signals};
+
+/// How a launch belongs to whoever starts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bond {
+    /// It ends with its caller, and leaves nothing.
+    Attached,
+    /// It goes on without, and stays, stopped, until it is deleted. The caller waits for its start.
+    Detached,
+    /// The same, and it waits for `start`. The caller waits for its creation.
+    Created,
+}
+
+/// Opens the store and takes away what dead launches left; its words go to the user.
+pub type OpenHost =
+    Box<dyn FnOnce(EventSender, CancelToken, &mut dyn FnMut(String)) -> Result<Host, String>>;
+/// Sees how a launch ended; what it can't do goes to the user.
+pub type Ended = Box<dyn FnOnce(&Launched<ExitStatus>) -> Result<(), String>>;
+
+/// Everything that a supervisor is asked for.
+pub struct Order {
+    pub id: LaunchId,
+    pub spec: LaunchSpec,
+    /// Where the spec is from, for the state.
+    pub bundle: PathBuf,
+    /// Imported kernels.
+    pub data: PathBuf,
+    pub kernel: Option<String>,
+    pub builder: Builder,
+    pub strict: bool,
+    pub vmm: Box<dyn Vmm>,
+    pub boot_timeout: Duration,
+    pub bond: Bond,
+    /// The process reads the caller's standard input.
+    pub stdin: bool,
+    /// Its output goes to the launch's log, and not to the caller's streams.
+    pub logged: Option<LogLimits>,
+    pub open_host: OpenHost,
+    pub ended: Ended,
+}
+
+/// The way to whoever started the launch: one thread writes, so that nothing here waits for it.
+#[derive(Clone)]
+struct Owner(Sender<Reply>);
+
+impl Owner {
+    fn start(stream: UnixStream) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (sender, receiver) = unbounded::<Reply>();
+        let thread = std::thread::Builder::new()
+            .name("owner-out".to_owned())
+            .spawn(move || {
+                let mut there = true;
+                for reply in receiver {
+                    // Events of a launch whose caller has gone are nobody's.
+                    there = there && send(&stream, &reply, &[]).is_ok();
+                }
+            })?;
+        Ok((Owner(sender), thread))
+    }
+
+    fn tell(&self, reply: Reply) {
+        // The thread takes everything until the last sender is gone.
+        let _ = self.0.send(reply);
+    }
+
+    fn note(&self, line: String) {
+        self.tell(Reply::Note { line });
+    }
+
+    /// Passes a launch's events on.
+    fn follow(&self) -> std::io::Result<EventSender> {
+        let (sender, receiver) = event_channel();
+        let owner = self.clone();
+        std::thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || {
+                for event in receiver {
+                    owner.tell(Reply::Event { event });
+                }
+            })?;
+        Ok(sender)
+    }
+}
+
+/// Is the supervisor, in its own process, until the launch has ended.
+pub(crate) fn supervise(order: Order, channel: UnixStream) {
+    let streams = fork::detach(&channel);
+    // Before any other thread: they inherit which signals are blocked.
+    let set = signals::block();
+    few_arenas();
+    let Ok(reading) = channel.try_clone() else {
+        return;
+    };
+    let Ok((owner, writer)) = Owner::start(channel) else {
+        return;
+    };
+    let last = streams
+        .and_then(|streams| Ok((streams, set?)))
+        .map_err(|e| Failed::new(FailureKind::Host, format_args!("the supervisor: {e}")))
+        .and_then(|(streams, set)| lead(order, &owner, reading, streams, set));
+    owner.tell(last.unwrap_or_else(|failed| Reply::Failed { failed }));
+    drop(owner);
+    // Until the caller has its answer, or has gone. The threads that pass events on end with their senders, which are gone.
+    let _ = writer.join();
+}
+
+/// Memory that is let go of should go back to the system, and not wait in one of a dozen arenas.
+#[allow(unsafe_code, reason = "there is no safe form of mallopt")]
+fn few_arenas() {
+    // SAFETY: it only sets a number, and there is no other thread yet.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives back to the system what was needed for building.
+#[allow(unsafe_code, reason = "there is no safe form of malloc_trim")]
+fn give_back() {
+    // SAFETY: it has no arguments to be wrong and takes the allocator's own locks.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+fn lead(
+    order: Order,
+    owner: &Owner,
+    channel: UnixStream,
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    set: nix::sys::signal::SigSet,
+) -> Result<Reply, Failed> {
+    let host_failed = |what: &str, error: &dyn std::fmt::Display| {
+        Failed::new(FailureKind::Host, format_args!("{what}: {error}"))
+    };
+    let cancel = CancelToken::new().map_err(|e| host_failed("the launch", &e))?;
+    let events = owner.follow().map_err(|e| host_failed("the launch", &e))?;
+    let mut note = |line| owner.note(line);
+    let host = (order.open_host)(events, cancel.clone(), &mut note)
+        .map_err(|why| Failed::new(FailureKind::Host, why))?;
+    let kernels =
+        KernelStore::open(&order.data).map_err(|e| Failed::new(FailureKind::Kernel, e))?;
+    let launch = LaunchDir::claim(&host.state, order.id.as_str())
+        .map_err(|e| Failed::new(FailureKind::Host, e))?;
+    let dir = launch.path().to_owned();
+
+    let keep = order.bond != Bond::Attached;
+    let mut record = Record::new(
+        order.id.as_str(),
+        &order.bundle,
+        keep,
+        order.logged.is_some(),
+    );
+    record.annotations = order.spec.annotations.clone();
+    let told = Events::open(&dir, order.id.as_str()).map_err(|e| host_failed("events", &e))?;
+    let own = fcpipe_launch::process_of(&order.spec.process);
+    let life = Arc::new(Life::new(dir.clone(), record, told, own, cancel));
+    signals::follow(set, Arc::clone(&life)).map_err(|e| host_failed("signals", &e))?;
+    server::listen(&dir, Arc::clone(&life)).map_err(|e| host_failed("the control socket", &e))?;
+    listen_to_owner(channel, Arc::clone(&life), order.bond)
+        .map_err(|e| host_failed("the caller's thread", &e))?;
+
+    let log = order
+        .logged
+        .map(|limits| Log::start(&dir, limits))
+        .transpose()
+        .map_err(|e| host_failed("the log", &e))?;
+    let output = |name: &'static str, fd: OwnedFd| -> Box<dyn Write + Send> {
+        match &log {
+            Some(log) => Box::new(log.stream(name)),
+            None => Box::new(File::from(fd)),
+        }
+    };
+    let streams = Streams {
+        stdin: order.stdin.then(|| File::from(stdin)),
+        stdout: output("stdout", stdout),
+        stderr: output("stderr", stderr),
+    };
+    let request = RunRequest {
+        id: order.id,
+        builder: order.builder,
+        strict: order.strict,
+        kernels,
+        kernel: order.kernel,
+        vmm: order.vmm.into(),
+        boot_timeout: order.boot_timeout,
+    };
+    let course = Course {
+        life: &life,
+        owner,
+        bond: order.bond,
+        hooks: Hooks::of(&order.spec),
+    };
+    let mut launched = fcpipe_launch::run(&order.spec, request, launch, &host, |live| {
+        course.run(live, streams)
+    });
+    if let Some(log) = log {
+        let lost = log.finish();
+        if lost > 0 {
+            life.event("error", serde_json::json!({"message": format!("{lost} bytes of output found no room in the log")}));
+        }
+    }
+    // What the launch built is made safe against a power cut.
+    if let Err(error) = host.store.sync_pending() {
+        owner.note(format!("warning: {error}"));
+    }
+    for left in &launched.not_undone {
+        owner.note(format!(
+            "warning: launch {}: {} could not be undone: {} (the next command tries again)",
+            left.launch, left.effect, left.why
+        ));
+    }
+    if let Err(why) = (order.ended)(&launched) {
+        owner.note(format!("warning: {why}"));
+    }
+    let reply = match (&launched.result, life.ended_by()) {
+        (Ok(status), _) => Reply::Exited { status: *status },
+        (Err(_), Some(signal)) => Reply::Ended { signal },
+        (Err(failure), None) => Reply::Failed {
+            failed: Failed::from(failure),
+        },
+    };
+    let error = match &reply {
+        Reply::Failed { .. } => launched.result.as_ref().err().map(|f| format!("{f:#}")),
+        _ => None,
+    };
+    if let Err(failure) = &launched.result {
+        life.failed(Failed::from(failure));
+    }
+    life.over(launched.result.as_ref().ok().copied(), error);
+    // One that never came to its start has nothing to be looked at; a detached one stays.
+    if let Some(launch) = launched.launch.take()
+        && !(keep && course.was_created())
+    {
+        crate::catalogue::end(launch, &life.record(), &mut |line| owner.note(line));
+    }
+    Ok(reply)
+}
+
+/// The hooks that are run on the host.
+struct Hooks {
+    create: Vec<(&'static str, Vec<Hook>)>,
+    poststart: Vec<Hook>,
+    poststop: Vec<Hook>,
+}
+
+impl Hooks {
+    fn of(_spec: &LaunchSpec) -> Self {
+        Hooks {
+            create: Vec::new(),
+            poststart: Vec::new(),
+            poststop: Vec::new(),
+        }
+    }
+}
+
+/// The way of a launch from its boot to its end.
+struct Course<'a> {
+    life: &'a Arc<Life>,
+    owner: &'a Owner,
+    bond: Bond,
+    hooks: Hooks,
+}
+
+impl Course<'_> {
+    fn run(&self, live: &Live<'_>, streams: Streams) -> Result<ExitStatus, Failure> {
+        let guest = live.booted()?;
+        give_back();
+        self.life.set_poststop(self.hooks.poststop.clone());
+        for (point, hooks) in &self.hooks.create {
+            hooks::run(point, hooks, &self.life.record().oci_state()).map_err(hook_failure)?;
+        }
+        self.life.created(&guest);
+        // It would keep the machine past its end.
+        drop(guest);
+        if self.bond == Bond::Created {
+            self.owner.tell(Reply::Created);
+            match self.life.wait_for_start() {
+                Ok(()) => {}
+                Err(Some(status)) => return Ok(status),
+                Err(None) => return Err(self.lost()),
+            }
+        }
+        let (life, owner) = (Arc::clone(self.life), self.owner.clone());
+        let poststart = self.hooks.poststart.clone();
+        let bond = self.bond;
+        live.process(streams, move |process| {
+            life.running(process);
+            if !poststart.is_empty() {
+                after_start(&life, &poststart);
+            }
+            if bond != Bond::Created {
+                owner.tell(Reply::Started);
+            }
+        })
+        .inspect_err(|failure| self.life.failed(failure.into()))
+    }
+
+    fn was_created(&self) -> bool {
+        self.life.came_to_creation()
+    }
+
+    /// The launch ended while it waited for its start.
+    fn lost(&self) -> Failure {
+        let lost = self.life.guest_now().and_then(|g| g.session().ended());
+        let why = lost.map_or_else(|| "cancelled".to_owned(), |e| e.to_string());
+        Failure::new("boot", FailureKind::Guest, "the guest", Some(why.into()))
+    }
+}
+
+/// Hooks that fail here end the launch: so says OCI since 1.1, and so does runc.
+fn after_start(life: &Arc<Life>, hooks: &[Hook]) {
+    if let Err(error) = hooks::run("poststart", hooks, &life.record().oci_state()) {
+        life.failed(Failed::new(FailureKind::Host, error));
+        life.cancel().cancel();
+    }
+}
+
+fn hook_failure(error: hooks::HookError) -> Failure {
+    Failure::new("", FailureKind::Host, error, None)
+}
+
+/// What whoever started the launch has to say; its end is the launch's, where it is attached.
+fn listen_to_owner(channel: UnixStream, life: Arc<Life>, bond: Bond) -> std::io::Result<()> {
+    let mut receiver = Receiver::new(channel);
+    let thread = std::thread::Builder::new().name("owner-in".to_owned());
+    thread.spawn(move || {
+        while let Ok(Some((request, _))) = receiver.receive::<Request>() {
+            match request {
+                // Beside this thread: an agent that is slow to answer must not keep a second signal waiting.
+                Request::Signal { signal } => signals::pass_on(&life, signal),
+                Request::End => life.cancel().cancel(),
+                other => {
+                    if let Some(process) = life.process() {
+                        server::pass_on(&other, &process);
+                    }
+                }
+            }
+        }
+        let ends = match bond {
+            Bond::Attached => true,
+            // A caller that does not wait for what it ordered no longer wants it.
+            Bond::Detached | Bond::Created => !life.came_to_creation(),
+        };
+        if ends {
+            life.cancel().cancel();
+        }
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use fcpipe_engine::Event;
+
+    use super::*;
+
+    #[test]
+    fn events_reach_the_owner_in_order() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (owner, writer) = Owner::start(a).unwrap();
+        let node: Arc<str> = "scan:/".into();
+        owner.tell(Reply::Event {
+            event: Event::Started { node: node.clone() },
+        });
+        owner.note("hello".to_owned());
+        drop(owner);
+        writer.join().unwrap();
+        let mut receiver = Receiver::new(b);
+        let (first, _) = receiver.receive::<Reply>().unwrap().unwrap();
+        assert!(matches!(first, Reply::Event { event: Event::Started { node: n } } if n == node));
+        let (second, _) = receiver.receive::<Reply>().unwrap().unwrap();
+        assert!(matches!(second, Reply::Note { line } if line == "hello"));
+        assert!(receiver.receive::<Reply>().unwrap().is_none());
+    }
+}
