@@ -74,7 +74,9 @@ impl Clock {
                 if !patient {
                     return Ok(false);
                 }
-                std::thread::sleep(Duration::from_nanos(missing as u64));
+                // Shorter than a step there is nothing to wait for: `now` stands still in between.
+                let wait = missing.max(self.tick);
+                std::thread::sleep(Duration::from_nanos(wait as u64));
                 continue;
             }
             let before = sys::stamp_of(stat);
@@ -107,4 +109,29 @@ fn grain(nanos: u32) -> i128 {
 
 fn nanos(time: Timestamp) -> i128 {
     i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// The clock of this module goes in steps: what is missing may be far less than a step, and no wait of that
+    /// length, however often, brings the next one.
+    #[test]
+    fn row_27_a_file_that_will_be_settled_with_the_next_step_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("new"), "new").unwrap();
+        let fd = File::open(dir.path()).unwrap();
+        for round in 0..10 {
+            let now = nanos(sys::now());
+            let mut clock = Clock::new(sys::now(), 0);
+            let stat = sys::stat(fd.as_fd(), c"new").unwrap();
+            clock.skew = now + 1000 - clock.settled_at(&stat);
+            let (_, settled) = clock.stat(fd.as_fd(), c"new").unwrap();
+            assert!(settled, "round {round}");
+        }
+    }
 }
