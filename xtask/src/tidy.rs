@@ -58,6 +58,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fcpipe-vmm", &["fcpipe-proto"]),
     ("fcpipe-guest", &["fcpipe-proto"]),
     ("fcpipe-proto", &[]),
+    ("fcpipe-fake-firecracker", &["fcpipe-proto"]),
     ("fcpipe-treegen", &["fcpipe-tree"]),
     ("fcpipe-benches", &[]),
     ("xtask", &[]),

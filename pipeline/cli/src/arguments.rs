@@ -534,6 +534,8 @@ pub(crate) enum Vmm {
     /// The best this host can run.
     #[default]
     Auto,
+    /// Firecracker, which needs KVM.
+    Firecracker,
     /// QEMU's q35 machine, with KVM or emulated.
     Qemu,
 }
@@ -542,6 +544,7 @@ impl From<Vmm> for fcpipe_vmm::VmmChoice {
     fn from(vmm: Vmm) -> Self {
         match vmm {
             Vmm::Auto => Self::Auto,
+            Vmm::Firecracker => Self::Firecracker,
             Vmm::Qemu => Self::Qemu,
         }
     }

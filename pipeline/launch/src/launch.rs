@@ -23,6 +23,7 @@ use crate::machine::{Boot, Booted, Guest, PrepareMachine, RunProcess, Streams};
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
 use crate::stock::settle;
+use crate::tuning;
 
 /// The step whose start hands the terminal over to the guest's process.
 pub const PROCESS: &str = "process";
@@ -317,6 +318,7 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
             boot_id: request.id.as_str().to_owned(),
             vcpus: spec.machine.vcpus,
             memory_mib: spec.machine.memory >> 20,
+            tuning: tuning::of(spec),
         },
     );
     let disks = run.effect("disk", PrivateDisk { image, writes });

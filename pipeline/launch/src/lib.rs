@@ -30,6 +30,7 @@ mod output;
 mod scan;
 mod stock;
 mod stored;
+mod tuning;
 mod words;
 
 pub use disk::Writes;

@@ -10,7 +10,7 @@ use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError
 use fcpipe_proto::host::{RunningProcess, Session, Stdio};
 use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
 use fcpipe_vmm::{
-    KernelFiles, Machine, MachineConfig, Prepared, ProcessMark, Vmm, VmmError, VmmKind,
+    KernelFiles, Machine, MachineConfig, Prepared, ProcessMark, Tuning, Vmm, VmmError, VmmKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,7 @@ pub(crate) struct PrepareMachine {
     pub(crate) boot_id: String,
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u64,
+    pub(crate) tuning: Tuning,
 }
 
 /// The directory by which a machine's processes are found.
@@ -93,7 +94,14 @@ impl Effect for PrepareMachine {
             inherit: vec![Arc::new(lease.file.into())],
             netns: None,
             nics: Vec::new(),
+            tuning: self.tuning.clone(),
         };
+        for setting in self.vmm.ignores(&config) {
+            let kind = self.vmm.kind();
+            cx.warn(format_args!(
+                "{setting}: {kind} has no such thing, so the machine runs without it"
+            ));
+        }
         let prepared = self
             .vmm
             .prepare(&config, &|| cx.cancelled())

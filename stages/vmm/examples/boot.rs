@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             inherit: Vec::new(),
             netns: None,
             nics: Vec::new(),
+            tuning: fcpipe_vmm::Tuning::default(),
         };
         let drive = Drive {
             path: disk,

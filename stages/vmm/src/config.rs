@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::error::VmmError;
+
 /// The most CPUs a machine may have: Firecracker's limit, kept for every VMM so that a spec means one thing.
 pub const MAX_VCPUS: u32 = 32;
 
@@ -32,6 +34,87 @@ pub struct MachineConfig {
     pub netns: Option<Arc<OwnedFd>>,
     /// The guest's network interfaces, in the order in which it finds them.
     pub nics: Vec<Nic>,
+    pub tuning: Tuning,
+}
+
+impl MachineConfig {
+    /// What no VMM could run.
+    pub(crate) fn check(&self) -> Result<(), VmmError> {
+        let wrong = |why: String| {
+            Err(VmmError::Config {
+                id: self.id.clone(),
+                why,
+            })
+        };
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return wrong(format!(
+                "{} CPUs asked for; between 1 and {MAX_VCPUS} can be given",
+                self.vcpus
+            ));
+        }
+        if self.memory_mib == 0 {
+            return wrong("it cannot have no memory".to_owned());
+        }
+        // 0 to 2 are the hypervisor, the loopback and the host (vsock(7)); the last is "any".
+        if self.vsock_cid < 3 || self.vsock_cid == u32::MAX {
+            return wrong(format!("a guest cannot have the CID {}", self.vsock_cid));
+        }
+        if self.cmdline_extra.contains(['\0', '\n']) {
+            return wrong("its kernel arguments hold a NUL or a newline".to_owned());
+        }
+        for nic in &self.nics {
+            // The kernel's own rules for a name, and the comma, which has a meaning to QEMU.
+            let fits = (1..=15).contains(&nic.tap.len());
+            let odd = |c: char| c.is_whitespace() || c.is_control() || "/:,".contains(c);
+            if !fits || nic.tap.contains(odd) {
+                return wrong(format!("{:?} is no name of a TAP", nic.tap));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a machine can do without; a VMM that lacks some of it says so in [`crate::Vmm::ignores`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tuning {
+    pub cpu_template: Option<CpuTemplate>,
+    /// Whether the guest sees two threads of a core.
+    pub smt: bool,
+    /// Guest memory on hugetlbfs pages of 2 MiB.
+    pub huge_pages: bool,
+    pub balloon: Option<Balloon>,
+    /// Of each drive.
+    pub drive_limit: RateLimit,
+    /// Of each network interface, both ways.
+    pub net_limit: RateLimit,
+}
+
+/// Firecracker's static CPU templates, by its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum CpuTemplate {
+    C3,
+    T2,
+    T2S,
+    T2CL,
+    T2A,
+    V1N1,
+}
+
+/// Memory that the guest gives back from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balloon {
+    pub mib: u32,
+    /// Whether a guest that runs out of memory takes some of it again.
+    pub deflate_on_oom: bool,
+}
+
+/// At most this much a second; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RateLimit {
+    /// Bytes.
+    pub bandwidth: Option<u64>,
+    /// Requests, or packets.
+    pub ops: Option<u64>,
 }
 
 /// A network interface of the guest, a virtio device on a TAP.

@@ -11,6 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use bstr::ByteSlice;
+use rustix::pipe::PipeFlags;
+
+use crate::error::VmmError;
 
 /// How many bytes of a stream's end are kept in memory.
 pub const CONSOLE_KEPT: usize = 64 << 10;
@@ -73,6 +76,20 @@ impl Capture {
                 reader.ended.notify_all();
             })?;
         Ok(Self { shared })
+    }
+
+    /// A pipe that is read from now on; the other end is for a child. What comes goes to the file `log` of `dir`, too.
+    pub(crate) fn pipe(dir: &Path, thread: &str, log: &str) -> Result<(Self, OwnedFd), VmmError> {
+        let path = dir.join(log);
+        let make = || -> io::Result<(Self, OwnedFd)> {
+            let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            Ok((Self::start(thread, read, Some(&path))?, write))
+        };
+        make().map_err(|source| VmmError::Io {
+            what: "cannot write a log",
+            path: path.clone(),
+            source,
+        })
     }
 
     /// The last [`CONSOLE_KEPT`] bytes.

@@ -61,7 +61,7 @@ impl fmt::Display for Logs {
 }
 
 /// A line with its control characters and stray bytes escaped, so that it can't drive a terminal.
-fn harmless(line: &[u8]) -> String {
+pub(crate) fn harmless(line: &[u8]) -> String {
     let mut out = String::with_capacity(line.len());
     for chunk in line.utf8_chunks() {
         for c in chunk.valid().chars() {
@@ -143,6 +143,23 @@ pub enum VmmError {
         got: String,
         logs: Box<Logs>,
     },
+    /// The VMM's API said no. `message` is what it gave as the reason.
+    #[error("{program} refused {call} ({status}): {message}")]
+    Refused {
+        program: &'static str,
+        call: String,
+        status: u16,
+        message: String,
+        logs: Box<Logs>,
+    },
+    /// The VMM's API did not answer as an API does.
+    #[error("{program} did not answer {call}: {why}{}", because(.logs))]
+    Api {
+        program: &'static str,
+        call: String,
+        why: String,
+        logs: Box<Logs>,
+    },
     #[error("cancelled")]
     Cancelled,
     /// Processes of a dead launch could not be ended.
@@ -162,7 +179,22 @@ impl VmmError {
             | Self::NotReady { logs, .. }
             | Self::Panic { logs, .. }
             | Self::NoAnswer { logs, .. }
-            | Self::Protocol { logs, .. } => Some(logs),
+            | Self::Protocol { logs, .. }
+            | Self::Refused { logs, .. }
+            | Self::Api { logs, .. } => Some(logs),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn logs_mut(&mut self) -> Option<&mut Logs> {
+        match self {
+            Self::Exited { logs, .. }
+            | Self::NotReady { logs, .. }
+            | Self::Panic { logs, .. }
+            | Self::NoAnswer { logs, .. }
+            | Self::Protocol { logs, .. }
+            | Self::Refused { logs, .. }
+            | Self::Api { logs, .. } => Some(logs),
             _ => None,
         }
     }

@@ -8,10 +8,16 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Accelerator, VmmChoice, VmmKind};
 use crate::error::VmmError;
+use crate::firecracker::Firecracker;
 use crate::kvm::{KvmFailure, try_kvm};
 use crate::machine::Vmm;
 use crate::qemu::Qemu;
 
+const FIRECRACKER_PROGRAM: &str = "firecracker";
+const FIRECRACKER_VARIABLE: &str = "FCPIPE_FIRECRACKER";
+const FIRECRACKER_HINT: &str =
+    "put a release of Firecracker (1.8 or later) on the PATH, or name it in FCPIPE_FIRECRACKER";
+const KVM_VARIABLE: &str = "FCPIPE_KVM";
 const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 const QEMU_VARIABLE: &str = "FCPIPE_QEMU";
 const QEMU_HINT: &str = "install it (`apt install qemu-system-x86`) or name it in FCPIPE_QEMU";
@@ -26,6 +32,10 @@ pub struct Host {
     pub kvm_device: PathBuf,
     /// `/sys/module`.
     pub modules: PathBuf,
+    /// FCPIPE_KVM: whether KVM is to be used, whatever it looks like.
+    pub kvm: Option<bool>,
+    /// FCPIPE_FIRECRACKER: then nothing else is looked at.
+    pub firecracker: Option<PathBuf>,
     /// FCPIPE_QEMU: then nothing else is looked at.
     pub qemu: Option<PathBuf>,
     /// FCPIPE_VHOST_VSOCK.
@@ -48,6 +58,12 @@ impl Host {
         Self {
             kvm_device: "/dev/kvm".into(),
             modules: "/sys/module".into(),
+            kvm: match set(KVM_VARIABLE) {
+                Some(word) if word == "on" => Some(true),
+                Some(word) if word == "off" => Some(false),
+                _ => None,
+            },
+            firecracker: set(FIRECRACKER_VARIABLE).map(PathBuf::from),
             qemu: set(QEMU_VARIABLE).map(PathBuf::from),
             vhost_vsock: set(VHOST_VARIABLE).map(PathBuf::from),
             directories,
@@ -58,12 +74,20 @@ impl Host {
     pub fn probe(&self) -> HostCaps {
         HostCaps {
             kvm: self.kvm(),
+            firecracker: self.find(FIRECRACKER_PROGRAM, self.firecracker.as_deref()),
             qemu: self.find(QEMU_PROGRAM, self.qemu.as_deref()),
             vhost_vsock: self.find(VHOST_PROGRAM, self.vhost_vsock.as_deref()),
         }
     }
 
     fn kvm(&self) -> KvmState {
+        match self.kvm {
+            Some(true) => return KvmState::Usable,
+            Some(false) => {
+                return KvmState::Unusable(format!("{KVM_VARIABLE}=off says not to use it"));
+            }
+            None => {}
+        }
         match try_kvm(&self.kvm_device) {
             Err(KvmFailure::Open(error)) => match error.kind() {
                 io::ErrorKind::NotFound => KvmState::Missing,
@@ -114,6 +138,7 @@ impl Host {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostCaps {
     pub kvm: KvmState,
+    pub firecracker: Option<PathBuf>,
     /// Where the programs are; `None` if they are not where they were looked for, or cannot be executed.
     pub qemu: Option<PathBuf>,
     pub vhost_vsock: Option<PathBuf>,
@@ -178,34 +203,85 @@ pub enum State {
 impl HostCaps {
     /// The caps in words, each with what to do about it.
     pub fn findings(&self) -> Vec<Finding> {
-        let program = |what, path: &Option<PathBuf>, hint: &str| match path {
-            Some(path) => Finding {
-                what,
-                state: State::Ok,
-                detail: path.display().to_string(),
-                hint: None,
-            },
-            None => Finding {
-                what,
-                state: State::Missing,
-                detail: "not found".to_owned(),
-                hint: Some(hint.to_owned()),
-            },
+        let without_qemu = match self.why_not_firecracker() {
+            None => State::Degraded,
+            Some(_) => State::Missing,
         };
         vec![
             Finding {
                 what: "kvm",
-                state: if self.kvm == KvmState::Usable {
-                    State::Ok
-                } else {
-                    State::Degraded
+                state: match self.kvm {
+                    KvmState::Usable => State::Ok,
+                    _ => State::Degraded,
                 },
                 detail: self.kvm.to_string(),
                 hint: self.kvm.hint().map(str::to_owned),
             },
-            program("qemu", &self.qemu, QEMU_HINT),
-            program("vhost-device-vsock", &self.vhost_vsock, VHOST_HINT),
+            program(
+                "firecracker",
+                &self.firecracker,
+                State::Degraded,
+                FIRECRACKER_HINT,
+            ),
+            program("qemu", &self.qemu, without_qemu, QEMU_HINT),
+            program(
+                "vhost-device-vsock",
+                &self.vhost_vsock,
+                without_qemu,
+                VHOST_HINT,
+            ),
+            self.automatic(),
         ]
+    }
+
+    /// What `--vmm auto` takes, and why.
+    fn automatic(&self) -> Finding {
+        let (detail, hint) = match (self.why_not_firecracker(), &self.qemu, &self.vhost_vsock) {
+            (None, _, _) => (
+                "firecracker, as it is there and /dev/kvm works".to_owned(),
+                None,
+            ),
+            (Some(why), Some(_), Some(_)) => (format!("qemu, because {why}"), None),
+            (Some(why), _, _) => (
+                format!("none: {why}, and QEMU is not complete"),
+                Some(QEMU_HINT.to_owned()),
+            ),
+        };
+        Finding {
+            what: "--vmm auto",
+            state: match hint {
+                None => State::Ok,
+                Some(_) => State::Missing,
+            },
+            detail,
+            hint,
+        }
+    }
+
+    /// Firecracker needs KVM: it emulates nothing.
+    fn why_not_firecracker(&self) -> Option<String> {
+        match (&self.firecracker, &self.kvm) {
+            (Some(_), KvmState::Usable) => None,
+            (None, _) => Some("firecracker was not found".to_owned()),
+            (Some(_), kvm) => Some(format!("firecracker needs KVM, and {kvm}")),
+        }
+    }
+}
+
+fn program(what: &'static str, path: &Option<PathBuf>, without: State, hint: &str) -> Finding {
+    match path {
+        Some(path) => Finding {
+            what,
+            state: State::Ok,
+            detail: path.display().to_string(),
+            hint: None,
+        },
+        None => Finding {
+            what,
+            state: without,
+            detail: "not found".to_owned(),
+            hint: Some(hint.to_owned()),
+        },
     }
 }
 
@@ -220,16 +296,43 @@ pub struct Chosen {
 /// Picks a VMM that works on this host, or says what is missing.
 pub fn choose(host: &Host, choice: VmmChoice) -> Result<Chosen, VmmError> {
     let caps = host.probe();
-    if choice == VmmChoice::Firecracker {
-        let why = match &caps.kvm {
-            KvmState::Usable => "this build has no driver for it".to_owned(),
-            kvm => format!("this build has no driver for it, and {kvm}"),
-        };
-        return Err(VmmError::Unsupported {
-            kind: VmmKind::Firecracker,
-            why,
-        });
+    let why_not = caps.why_not_firecracker();
+    match (choice, why_not) {
+        (VmmChoice::Firecracker | VmmChoice::Auto, None) => firecracker(host, caps, choice),
+        (VmmChoice::Firecracker, Some(why)) if caps.firecracker.is_some() => {
+            Err(VmmError::Unsupported {
+                kind: VmmKind::Firecracker,
+                why,
+            })
+        }
+        (VmmChoice::Firecracker, Some(_)) => Err(no_firecracker(host)),
+        (VmmChoice::Auto, Some(why)) => qemu(host, caps, format!("qemu, because {why}")),
+        (VmmChoice::Qemu, _) => qemu(host, caps, "qemu: asked for".to_owned()),
     }
+}
+
+fn no_firecracker(host: &Host) -> VmmError {
+    VmmError::NotFound {
+        program: FIRECRACKER_PROGRAM,
+        looked: host.looked(host.firecracker.as_deref(), FIRECRACKER_VARIABLE),
+        hint: FIRECRACKER_HINT,
+    }
+}
+
+fn firecracker(host: &Host, caps: HostCaps, choice: VmmChoice) -> Result<Chosen, VmmError> {
+    let program = caps.firecracker.ok_or_else(|| no_firecracker(host))?;
+    let because = match choice {
+        VmmChoice::Firecracker => "asked for".to_owned(),
+        _ => format!("{}, and {}", program.display(), caps.kvm),
+    };
+    Ok(Chosen {
+        vmm: Box::new(Firecracker::new(program)),
+        accelerator: Accelerator::Kvm,
+        reasons: vec![format!("firecracker: {because}")],
+    })
+}
+
+fn qemu(host: &Host, caps: HostCaps, because: String) -> Result<Chosen, VmmError> {
     let qemu = caps.qemu.ok_or_else(|| VmmError::NotFound {
         program: QEMU_PROGRAM,
         looked: host.looked(host.qemu.as_deref(), QEMU_VARIABLE),
@@ -244,11 +347,7 @@ pub fn choose(host: &Host, choice: VmmChoice) -> Result<Chosen, VmmError> {
         KvmState::Usable => Accelerator::Kvm,
         _ => Accelerator::Tcg,
     };
-    let mut reasons = vec![match choice {
-        VmmChoice::Qemu => "qemu: asked for".to_owned(),
-        _ => format!("qemu: {}", qemu.display()),
-    }];
-    reasons.push(match (&caps.kvm, caps.kvm.hint()) {
+    let accelerated = match (&caps.kvm, caps.kvm.hint()) {
         (KvmState::Usable, _) => format!("{accelerator}: {}", caps.kvm),
         (kvm, Some(hint)) => {
             format!("{accelerator}: the guest is emulated, which is slower, because {kvm} ({hint})")
@@ -256,10 +355,10 @@ pub fn choose(host: &Host, choice: VmmChoice) -> Result<Chosen, VmmError> {
         (kvm, None) => {
             format!("{accelerator}: the guest is emulated, which is slower, because {kvm}")
         }
-    });
+    };
     Ok(Chosen {
         vmm: Box::new(Qemu::new(qemu, vhost_vsock, accelerator)),
         accelerator,
-        reasons,
+        reasons: vec![because, accelerated],
     })
 }

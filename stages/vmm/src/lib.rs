@@ -36,26 +36,30 @@
 //!   the launch's directory, so the directory may be as deep as it likes.
 //! - A process is only ever signalled through a pidfd, so never one that took over its number.
 //!
-//! Begin reading at `machine.rs` (the traits), then `qemu/mod.rs`.
+//! Begin reading at `machine.rs` (the traits), then `firecracker/mod.rs` or `qemu/mod.rs`.
 
 mod child;
 mod config;
 mod confine;
 mod console;
 mod error;
+mod firecracker;
 mod host;
 mod kvm;
 mod machine;
 mod mark;
 mod pvh;
 mod qemu;
+mod running;
 mod vsock;
 
 pub use config::{
-    Accelerator, Drive, KernelFiles, MAX_VCPUS, MachineConfig, Nic, VmmChoice, VmmKind,
+    Accelerator, Balloon, CpuTemplate, Drive, KernelFiles, MAX_VCPUS, MachineConfig, Nic,
+    RateLimit, Tuning, VmmChoice, VmmKind,
 };
 pub use console::{CONSOLE_KEPT, LOG_LIMIT};
 pub use error::{LogTail, Logs, VmmError};
+pub use firecracker::Firecracker;
 pub use host::{Chosen, Finding, Host, HostCaps, KvmState, State, choose};
 pub use machine::{Machine, Prepared, Vmm, VmmExit};
 pub use mark::{MACHINE_DIR_VARIABLE, ProcessMark, kill_by_mark};

@@ -12,6 +12,14 @@ use crate::mark::ProcessMark;
 pub trait Vmm: Send + Sync {
     fn kind(&self) -> VmmKind;
 
+    /// How many drives a machine of this configuration can have: known before anything is started.
+    fn drive_slots(&self, config: &MachineConfig) -> usize;
+
+    /// What the configuration asks for and this VMM does not have: the machine runs without it.
+    fn ignores(&self, _config: &MachineConfig) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// Starts and configures whatever does not need the drives.
     ///
     /// Returns soon: it starts processes and, for a VMM with an API, talks to it; it waits for nothing that a launch could
@@ -65,6 +73,21 @@ pub trait Machine: Send + Sync {
     /// How the VMM ended, or `None` if it still runs after `timeout`. Can be asked again.
     fn wait_exit(&self, timeout: Duration) -> Option<VmmExit>;
 
+    /// Presses Ctrl-Alt-Del: an init that listens ends in order. For when the agent does not hear any more.
+    fn ctrl_alt_del(&self) -> Result<(), VmmError> {
+        Err(unsupported(self.kind(), "it has no keyboard to press"))
+    }
+
+    /// Stops the guest's CPUs where they are.
+    fn pause(&self) -> Result<(), VmmError> {
+        Err(unsupported(self.kind(), "it cannot be paused"))
+    }
+
+    /// Goes on after [`Machine::pause`].
+    fn resume(&self) -> Result<(), VmmError> {
+        Err(unsupported(self.kind(), "it cannot be resumed"))
+    }
+
     /// Ends the machine's processes and waits for them (10 s at most each). The guest is not asked. Idempotent.
     fn kill(&mut self);
 
@@ -73,6 +96,13 @@ pub trait Machine: Send + Sync {
 
     /// The machine's processes that still run.
     fn processes(&self) -> Vec<ProcessMark>;
+}
+
+fn unsupported(kind: VmmKind, why: &str) -> VmmError {
+    VmmError::Unsupported {
+        kind,
+        why: why.to_owned(),
+    }
 }
 
 /// How a VMM's process ended.

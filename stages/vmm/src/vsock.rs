@@ -3,7 +3,7 @@
 //! Firecracker's protocol (docs/vsock.md there, "host-initiated connections"), which `vhost-device-vsock` speaks too.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,6 +43,12 @@ enum Attempt<E> {
     /// Try again: the words say why.
     Again(String),
     Failed(Failed<E>),
+}
+
+impl AsFd for SocketDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
 }
 
 impl SocketDir {
@@ -146,8 +152,8 @@ impl SocketDir {
         Ok(stream)
     }
 
-    /// Non-blocking from the start: connecting to a socket whose backlog is full would otherwise wait for ever.
-    fn open_stream(&self, name: &str) -> Result<OwnedFd, Errno> {
+    /// A connected, non-blocking socket. Non-blocking from the start: connecting to a socket whose backlog is full would otherwise wait for ever.
+    pub(crate) fn open_stream(&self, name: &str) -> Result<OwnedFd, Errno> {
         let path = format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd());
         let address = SocketAddrUnix::new(path.as_str())?;
         let socket = rustix::net::socket_with(

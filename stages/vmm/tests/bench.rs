@@ -38,6 +38,7 @@ pub(crate) fn config(dir: &Path) -> MachineConfig {
         inherit: Vec::new(),
         netns: None,
         nics: Vec::new(),
+        tuning: fcpipe_vmm::Tuning::default(),
     }
 }
 

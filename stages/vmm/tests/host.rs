@@ -15,6 +15,8 @@ fn host(root: &Path) -> Host {
     Host {
         kvm_device: root.join("kvm"),
         modules: root.join("modules"),
+        kvm: None,
+        firecracker: None,
         qemu: Some(fake("qemu-hangs")),
         vhost_vsock: Some(fake("device-serves")),
         directories: Vec::new(),
@@ -97,14 +99,57 @@ fn row_43_kvm_pvm_answers_like_kvm_and_is_refused_needs_dev_kvm() {
 #[test]
 fn row_43_firecracker_is_refused_with_what_to_do() {
     let root = tempdir().unwrap();
-    let error = choose(&host(root.path()), VmmChoice::Firecracker)
-        .err()
-        .unwrap();
+    let mut host = host(root.path());
+    host.firecracker = Some(fake("qemu-hangs"));
+    let error = choose(&host, VmmChoice::Firecracker).err().unwrap();
     assert!(
         error.to_string().contains("there is no /dev/kvm"),
         "{error}"
     );
     assert!(error.hint().unwrap().contains("--vmm"));
+    assert_emulated(&host, "firecracker needs KVM, and there is no /dev/kvm");
+}
+
+#[test]
+fn row_44_a_firecracker_that_is_missing_is_named_with_what_to_do() {
+    let root = tempdir().unwrap();
+    let mut host = host(root.path());
+    host.kvm = Some(true);
+    host.firecracker = Some(root.path().join("missing"));
+    let error = choose(&host, VmmChoice::Firecracker).err().unwrap();
+    assert!(error.to_string().contains("FCPIPE_FIRECRACKER="), "{error}");
+    assert!(error.hint().unwrap().contains("FCPIPE_FIRECRACKER"));
+    let chosen = choose(&host, VmmChoice::Auto).unwrap();
+    assert_eq!(chosen.vmm.kind(), VmmKind::Qemu);
+    assert_eq!(chosen.accelerator, Accelerator::Kvm);
+    assert!(chosen.reasons[0].contains("firecracker was not found"));
+}
+
+#[test]
+fn row_43_firecracker_comes_first_where_kvm_works() {
+    let root = tempdir().unwrap();
+    let mut host = host(root.path());
+    host.firecracker = Some(fake("qemu-hangs"));
+    host.kvm = Some(true);
+    let chosen = choose(&host, VmmChoice::Auto).unwrap();
+    assert_eq!(chosen.vmm.kind(), VmmKind::Firecracker);
+    assert!(chosen.reasons[0].contains("/dev/kvm works"));
+    let asked = choose(&host, VmmChoice::Qemu).unwrap();
+    assert_eq!(asked.vmm.kind(), VmmKind::Qemu);
+    // Then nothing of QEMU's is needed.
+    host.qemu = None;
+    host.vhost_vsock = None;
+    let findings = host.probe().findings();
+    assert!(
+        findings
+            .iter()
+            .all(|finding| finding.state != State::Missing)
+    );
+    let auto = findings.iter().find(|f| f.what == "--vmm auto").unwrap();
+    assert!(auto.detail.starts_with("firecracker"), "{}", auto.detail);
+    // And what the user says counts.
+    host.kvm = Some(false);
+    assert!(choose(&host, VmmChoice::Auto).is_err());
 }
 
 #[test]
@@ -129,7 +174,16 @@ fn row_44_missing_programs_are_named_with_what_to_do() {
 
     let findings = no_device.probe().findings();
     let states: Vec<State> = findings.iter().map(|finding| finding.state).collect();
-    assert_eq!(states, [State::Degraded, State::Ok, State::Missing]);
+    assert_eq!(
+        states,
+        [
+            State::Degraded,
+            State::Degraded,
+            State::Ok,
+            State::Missing,
+            State::Missing
+        ]
+    );
 }
 
 #[test]

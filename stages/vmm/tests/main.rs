@@ -8,6 +8,7 @@
 
 mod bench;
 mod faults;
+mod firecracker;
 mod host;
 mod marks;
 mod processes;

@@ -17,12 +17,16 @@ use crate::render::harmless;
 use crate::why::{Reason, Verdict, Would, verdicts};
 
 pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
-    let planned = look(global, &arguments.planning)?;
+    let (planned, machine) = look(global, &arguments.planning)?;
     let verdicts = verdicts(&planned.steps);
     let text = match global.format {
-        Format::Human => format!("{}{}", table(&verdicts), disk(&planned.writes)),
+        Format::Human => {
+            let machine = harmless(&format!("machine: {}", machine.join("; ")));
+            format!("{}{}{machine}\n", table(&verdicts), disk(&planned.writes))
+        }
         Format::Json => {
             let mut json = as_json(&verdicts);
+            json["machine"] = json!({"why": machine});
             json["disk"] = json!({"writes": planned.writes.way(), "why": planned.writes.why()});
             format!("{json:#}\n")
         }
@@ -38,7 +42,7 @@ fn disk(writes: &Writes) -> String {
 }
 
 pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {
-    let planned = look(global, &arguments.planning)?;
+    let (planned, _) = look(global, &arguments.planning)?;
     let mut verdicts = verdicts(&planned.steps);
     if let Some(name) = &arguments.stage {
         verdicts.retain(|v| v.step.id == *name || v.step.rows.iter().any(|row| row == name));
@@ -58,8 +62,8 @@ pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {
     Ok(0)
 }
 
-/// The plan of a run of this spec.
-fn look(global: &Global, planning: &Planning) -> Result<Planned, Complaint> {
+/// The plan of a run of this spec, and why it would have the machine that it would have.
+fn look(global: &Global, planning: &Planning) -> Result<(Planned, Vec<String>), Complaint> {
     let spec = load(&planning.spec)?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let vmms = fcpipe_vmm::Host::from_env(Some(&directories.data));
@@ -82,7 +86,8 @@ fn look(global: &Global, planning: &Planning) -> Result<Planned, Complaint> {
         vmm: chosen.vmm.into(),
         boot_timeout: Duration::ZERO,
     };
-    Ok(fcpipe_launch::plan(&spec, request, &host)?)
+    let planned = fcpipe_launch::plan(&spec, request, &host)?;
+    Ok((planned, chosen.reasons))
 }
 
 fn table(verdicts: &[Verdict<'_>]) -> String {

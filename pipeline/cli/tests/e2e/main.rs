@@ -12,6 +12,7 @@ mod build;
 mod cache;
 mod cleanup;
 mod disks;
+mod firecracker;
 mod fuse;
 mod life;
 mod process;

@@ -28,6 +28,10 @@ fn lacking() -> Option<String> {
             return Some(format!("{program} is not installed"));
         }
     }
+    no_kernel()
+}
+
+fn no_kernel() -> Option<String> {
     kernel_package()
         .is_none()
         .then(|| "FCPIPE_TEST_KERNEL_DEB names no kernel package".to_owned())
@@ -52,6 +56,16 @@ pub(crate) fn skip(why: Option<String>) -> bool {
 
 pub(crate) fn not_root() -> Option<String> {
     (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned())
+}
+
+/// Skips unless there is a kernel, and a busybox to make a root file system of.
+pub(crate) fn skip_without_kernel() -> bool {
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"];
+    let no_busybox = || {
+        let there = busybox.iter().any(|path| Path::new(path).is_file());
+        (!there).then(|| "busybox is not installed".to_owned())
+    };
+    skip(no_kernel().or_else(no_busybox))
 }
 
 /// Skips unless virtual machines can be booted.
@@ -230,12 +244,9 @@ impl Leftovers {
     pub(crate) fn of(world: &World) -> Leftovers {
         let mark = world.dir.path().display().to_string();
         let mut processes = world.processes();
-        // One that has let go of its memory, its arguments with it, is dead already, and soon gone.
+        // A supervisor ends after it has told the result, and a process that is dead is gone only when somebody waited for it.
         let patience = Instant::now() + Duration::from_secs(5);
-        while !processes.is_empty()
-            && processes.iter().all(String::is_empty)
-            && Instant::now() < patience
-        {
+        while !processes.is_empty() && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(10));
             processes = world.processes();
         }

@@ -45,14 +45,19 @@ pub(crate) fn arguments(
             args.add("-cpu", "max");
         }
     }
-    args.add("-smp", config.vcpus.to_string());
+    args.add("-smp", smp(config));
     args.add("-m", format!("{}M", config.memory_mib));
     // Shared, because the vsock device's process reads and writes the guest's memory.
     args.add(
         "-object",
         format!(
-            "memory-backend-memfd,id=memory,size={}M,share=on",
-            config.memory_mib
+            "memory-backend-memfd,id=memory,size={}M,share=on{}",
+            config.memory_mib,
+            if config.tuning.huge_pages {
+                ",hugetlb=on,hugetlbsize=2M"
+            } else {
+                ""
+            }
         ),
     );
     // `-kernel` and `-initrd` are whole arguments: no comma means anything in them.
@@ -97,6 +102,16 @@ fn net_device(index: usize, nic: &Nic) -> String {
         nic.mac_text(),
         nic.mtu
     )
+}
+
+/// Threads come in pairs of one core, as Firecracker pairs them.
+fn smp(config: &MachineConfig) -> String {
+    match config.vcpus {
+        cpus if config.tuning.smt && cpus % 2 == 0 => {
+            format!("{cpus},sockets=1,cores={},threads=2", cpus / 2)
+        }
+        cpus => cpus.to_string(),
+    }
 }
 
 fn cmdline(extra: &str) -> String {

@@ -11,7 +11,7 @@ mod rings;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::{Accelerator, MachineConfig, VmmKind};
+use crate::config::{Accelerator, MachineConfig, RateLimit, VmmKind};
 use crate::error::VmmError;
 use crate::machine::{Prepared, Vmm};
 
@@ -19,6 +19,9 @@ use crate::machine::{Prepared, Vmm};
 const VSOCK_SOCKET: &str = "vsock.sock";
 /// Between QEMU and the vsock device.
 const VHOST_SOCKET: &str = "vhost-vsock.sock";
+
+/// Slots of q35's root bus (32) that are left for drives and network interfaces beside its own devices.
+const SLOTS: usize = 26;
 
 const QEMU: &str = "qemu";
 const VHOST_VSOCK: &str = "vhost-device-vsock";
@@ -49,6 +52,30 @@ impl Qemu {
 impl Vmm for Qemu {
     fn kind(&self) -> VmmKind {
         VmmKind::Qemu
+    }
+
+    fn drive_slots(&self, config: &MachineConfig) -> usize {
+        SLOTS.saturating_sub(config.nics.len())
+    }
+
+    fn ignores(&self, config: &MachineConfig) -> Vec<&'static str> {
+        let tuning = &config.tuning;
+        let asked = [
+            (tuning.cpu_template.is_some(), "machine.cpu_template"),
+            (tuning.balloon.is_some(), "machine.balloon"),
+            (
+                tuning.drive_limit != RateLimit::default(),
+                "disk.rate_limit",
+            ),
+            (
+                tuning.net_limit != RateLimit::default(),
+                "network.rate_limit",
+            ),
+        ];
+        asked
+            .into_iter()
+            .filter_map(|(asked, name)| asked.then_some(name))
+            .collect()
     }
 
     fn prepare(

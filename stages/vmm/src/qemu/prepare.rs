@@ -1,15 +1,11 @@
 //! The first phase: the vsock device's process; and the second: QEMU itself.
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::pipe::PipeFlags;
-
 use crate::child::{Child, Program, in_words};
-use crate::config::{Drive, MAX_VCPUS, MachineConfig, VmmKind};
+use crate::config::{Drive, MachineConfig, VmmKind};
 use crate::console::Capture;
 use crate::error::{Logs, VmmError};
 use crate::machine::{Machine, Prepared};
@@ -45,7 +41,7 @@ pub(crate) struct Device {
 impl PreparedQemu {
     pub(crate) fn new(program: Qemu, mut config: MachineConfig) -> Result<Self, VmmError> {
         let started = Instant::now();
-        check(&config)?;
+        config.check()?;
         let dir = &config.dir;
         let io = |what, path: &Path| {
             let path = path.to_owned();
@@ -129,8 +125,8 @@ impl Prepared for PreparedQemu {
                 read_only: drive.read_only,
             });
         }
-        let (console, stdout) = captured(&config.dir, "vmm-console", "console.log")?;
-        let (log, stderr) = captured(&config.dir, "vmm-qemu-log", "qemu.log")?;
+        let (console, stdout) = Capture::pipe(&config.dir, "vmm-console", "console.log")?;
+        let (log, stderr) = Capture::pipe(&config.dir, "vmm-qemu-log", "qemu.log")?;
         let qemu = Child::spawn(
             Program {
                 name: QEMU,
@@ -163,7 +159,7 @@ impl Prepared for PreparedQemu {
 
 impl Device {
     fn start(program: &Path, config: &MachineConfig) -> Result<Self, VmmError> {
-        let (log, output) = captured(&config.dir, "vmm-vsock-log", "vhost-device-vsock.log")?;
+        let (log, output) = Capture::pipe(&config.dir, "vmm-vsock-log", "vhost-device-vsock.log")?;
         let stderr = output.try_clone().map_err(|source| VmmError::Spawn {
             program: program.to_owned(),
             source,
@@ -228,54 +224,6 @@ impl Drop for Device {
 
 fn end_orphan(qemu: &Child) {
     qemu.signal_kill(Some(format!("{VHOST_VSOCK} ended")));
-}
-
-/// A pipe whose far end is for a child, and the reader of the near one.
-fn captured(dir: &Path, thread: &str, log: &str) -> Result<(Capture, OwnedFd), VmmError> {
-    let path = dir.join(log);
-    let make = || -> io::Result<(Capture, OwnedFd)> {
-        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((Capture::start(thread, read, Some(&path))?, write))
-    };
-    make().map_err(|source| VmmError::Io {
-        what: "cannot write a log",
-        path: dir.join(log),
-        source,
-    })
-}
-
-fn check(config: &MachineConfig) -> Result<(), VmmError> {
-    let wrong = |why: String| {
-        Err(VmmError::Config {
-            id: config.id.clone(),
-            why,
-        })
-    };
-    if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-        return wrong(format!(
-            "{} CPUs asked for; between 1 and {MAX_VCPUS} can be given",
-            config.vcpus
-        ));
-    }
-    if config.memory_mib == 0 {
-        return wrong("it cannot have no memory".to_owned());
-    }
-    // 0 to 2 are the hypervisor, the loopback and the host (vsock(7)); the last is "any".
-    if config.vsock_cid < 3 || config.vsock_cid == u32::MAX {
-        return wrong(format!("a guest cannot have the CID {}", config.vsock_cid));
-    }
-    if config.cmdline_extra.contains(['\0', '\n']) {
-        return wrong("its kernel arguments hold a NUL or a newline".to_owned());
-    }
-    for nic in &config.nics {
-        // The kernel's own rules for a name, and the comma, which has a meaning to QEMU.
-        let fits = (1..=15).contains(&nic.tap.len());
-        let odd = |c: char| c.is_whitespace() || c.is_control() || "/:,".contains(c);
-        if !fits || nic.tap.contains(odd) {
-            return wrong(format!("{:?} is no name of a TAP", nic.tap));
-        }
-    }
-    Ok(())
 }
 
 /// The ELF kernel if QEMU can start it, because nothing has to be decompressed then (1.3 s to the agent and not 1.6 s,

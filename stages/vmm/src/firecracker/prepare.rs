@@ -1,0 +1,218 @@
+//! The first phase: the process, and all of its configuration but the drives; and the second: drives and start.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::child::{Child, Program};
+use crate::config::{Drive, MachineConfig, VmmKind};
+use crate::console::Capture;
+use crate::error::VmmError;
+use crate::firecracker::client::Process;
+use crate::firecracker::files::Home;
+use crate::firecracker::http::Connection;
+use crate::firecracker::machine::FirecrackerMachine;
+use crate::firecracker::request::{self, Action};
+use crate::firecracker::version::Version;
+use crate::firecracker::{API_SOCKET, FIRECRACKER, Firecracker, INITRD, KERNEL, LOG, METRICS};
+use crate::machine::{Machine, Prepared, Vmm};
+use crate::mark::ProcessMark;
+use crate::running::Running;
+
+/// What an instance may be called, in Firecracker's words: letters, digits and hyphens, 64 of them.
+const ID: usize = 64;
+
+/// An ELF file's first bytes. Firecracker before 1.17 starts nothing else.
+const ELF: &[u8] = b"\x7fELF";
+
+pub(crate) struct PreparedFirecracker {
+    settings: Firecracker,
+    config: MachineConfig,
+    process: Process,
+    connection: Connection,
+    version: Version,
+}
+
+impl PreparedFirecracker {
+    pub(crate) fn new(
+        settings: &Firecracker,
+        config: &MachineConfig,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Self, VmmError> {
+        config.check()?;
+        if settings.drive_slots(config) == 0 {
+            return Err(VmmError::Config {
+                id: config.id.clone(),
+                why: format!(
+                    "with {} network interfaces there is no room for a drive",
+                    config.nics.len()
+                ),
+            });
+        }
+        check_kernel(&config.kernel.vmlinux)?;
+        let home = Home::open(&config.dir)?;
+        home.link(KERNEL, &config.kernel.vmlinux)?;
+        home.link(INITRD, &config.initrd)?;
+        let process = spawn(settings, config, home)?;
+        match configure(&process, settings, config, cancel) {
+            Ok((connection, version)) => Ok(Self {
+                settings: settings.clone(),
+                config: config.clone(),
+                process,
+                connection,
+                version,
+            }),
+            Err(error) => Err(process.end_of(error)),
+        }
+    }
+
+    fn start(&mut self, drives: &[Drive], cancel: &dyn Fn() -> bool) -> Result<(), VmmError> {
+        let (process, connection) = (&self.process, &mut self.connection);
+        for (index, drive) in drives.iter().enumerate() {
+            process
+                .home
+                .link(&request::drive_name(index), &drive.path)?;
+            let request = request::drive(&self.config, index, drive.read_only)?;
+            process.put(connection, &request, self.settings.request_timeout, cancel)?;
+        }
+        let start = request::action(Action::InstanceStart)?;
+        process.put(connection, &start, self.settings.start_timeout, cancel)
+    }
+}
+
+impl Prepared for PreparedFirecracker {
+    fn processes(&self) -> Vec<ProcessMark> {
+        vec![self.process.running.child.mark]
+    }
+
+    fn boot(
+        mut self: Box<Self>,
+        drives: &[Drive],
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Box<dyn Machine>, VmmError> {
+        let slots = self.settings.drive_slots(&self.config);
+        if drives.len() > slots {
+            return Err(VmmError::Config {
+                id: self.config.id.clone(),
+                why: format!(
+                    "it has {} drives, and there is room for {slots}",
+                    drives.len()
+                ),
+            });
+        }
+        if let Err(error) = self.start(drives, cancel) {
+            return Err(self.process.end_of(error));
+        }
+        Ok(Box::new(FirecrackerMachine::new(
+            self.process,
+            self.version,
+            self.settings.request_timeout,
+        )))
+    }
+}
+
+/// Everything but the drives.
+fn configure(
+    process: &Process,
+    settings: &Firecracker,
+    config: &MachineConfig,
+    cancel: &dyn Fn() -> bool,
+) -> Result<(Connection, Version), VmmError> {
+    let mut connection = process.connect(settings.api_timeout, cancel)?;
+    let timeout = settings.request_timeout;
+    let version = process.version(&mut connection, timeout, cancel)?;
+    if let Some(why) = version.refusal() {
+        return Err(VmmError::Unsupported {
+            kind: VmmKind::Firecracker,
+            why,
+        });
+    }
+    for request in request::without_drives(config, version)? {
+        process.put(&mut connection, &request, timeout, cancel)?;
+    }
+    Ok((connection, version))
+}
+
+/// Starts the process. What it writes is read from the beginning: `--log-path` and not `PUT /logger`.
+fn spawn(settings: &Firecracker, config: &MachineConfig, home: Home) -> Result<Process, VmmError> {
+    let (console, stdout) = Capture::pipe(&home.dir, "vmm-console", "console.log")?;
+    let (log, stderr) = home.pipe(LOG, "vmm-log", "firecracker.log")?;
+    let (metrics, metrics_end) = home.pipe(METRICS, "vmm-metrics", "metrics.log")?;
+    let mut inherit = config.inherit.clone();
+    inherit.push(Arc::new(metrics_end.into()));
+    let child = Child::spawn(
+        Program {
+            name: FIRECRACKER,
+            path: settings.program.clone(),
+            args: arguments(config).into_iter().map(Into::into).collect(),
+            dir: home.dir.clone(),
+            stdout,
+            stderr: stderr.into(),
+            inherit,
+            netns: config.netns.clone(),
+        },
+        || {},
+    )?;
+    Ok(Process {
+        running: Running::new(child, console, log),
+        home,
+        _metrics: metrics,
+    })
+}
+
+fn arguments(config: &MachineConfig) -> Vec<String> {
+    [
+        "--id",
+        &instance_id(&config.id),
+        "--api-sock",
+        API_SOCKET,
+        "--log-path",
+        LOG,
+        "--level",
+        "Info",
+        "--show-level",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// The launch's id as far as Firecracker takes it; only shown to people.
+fn instance_id(id: &str) -> String {
+    let id: String = id
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(ID)
+        .collect();
+    match id.is_empty() {
+        true => "fcpipe".to_owned(),
+        false => id,
+    }
+}
+
+fn check_kernel(path: &Path) -> Result<(), VmmError> {
+    use std::io::Read;
+    let unusable = |why: String| VmmError::Kernel {
+        path: path.to_owned(),
+        kind: VmmKind::Firecracker,
+        why,
+    };
+    let mut magic = [0; ELF.len()];
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .map_err(|error| unusable(error.to_string()))?;
+    match magic == ELF {
+        true => Ok(()),
+        false => Err(unusable("it is no ELF file".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_becomes_one_that_firecracker_takes() {
+        assert_eq!(instance_id("web_1.a"), "web-1-a");
+        assert_eq!(instance_id(&"x".repeat(100)).len(), 64);
+        assert_eq!(instance_id(""), "fcpipe");
+    }
+}
