@@ -157,6 +157,12 @@ pub(crate) enum Command {
     Cache(CacheCommand),
     /// Say what this host can do, what is missing, and how to get it.
     Doctor,
+    /// Print a JSON Schema: of the launch file, or of the receipt that --timings writes.
+    #[command(after_help = "Example:\n  fcpipe schema > launch-file.schema.json")]
+    Schema {
+        #[arg(value_enum, default_value_t = SchemaOf::LaunchFile)]
+        of: SchemaOf,
+    },
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  fcpipe completions bash > /etc/bash_completion.d/fcpipe")]
     Completions { shell: Shell },
@@ -166,6 +172,13 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
+}
+
+/// What has a schema.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum SchemaOf {
+    LaunchFile,
+    Receipt,
 }
 
 /// What every command that reads a spec takes.

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         Command::Validate(validate) => commands::validate::run(global, validate),
         Command::Kernel(kernel) => commands::kernel::run(global, kernel),
         Command::Cache(cache) => commands::cache::run(global, cache),
+        Command::Schema { of } => commands::shell::schema(*of),
         Command::Completions { shell } => commands::shell::completions(*shell),
         Command::Man { dir } => commands::shell::man(dir),
         Command::Doctor => commands::doctor::run(global),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Key;
 
 /// How a node ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It did its work. A probe: and saw something else than last time.

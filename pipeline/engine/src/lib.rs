@@ -51,7 +51,7 @@ pub use graph::Node;
 pub use journal::{NotUndone, Recovered, UndoTable, recover, recover_but};
 pub use key::{Change, KeyValue, KeyWriter, Manifest, Sort, ValueWriter};
 pub use launchdir::{LaunchDir, LaunchDirError};
-pub use receipt::{OutputFile, RECEIPT_SCHEMA, Receipt, Row};
+pub use receipt::{OutputFile, RECEIPT_SCHEMA, Receipt, Row, receipt_schema};
 pub use run::{CacheMode, Explained, Finished, Run, Settings};
 pub use step::{Effect, Probe, Stage, UndoError};
 pub use store::{Lease, Object, ObjectWriter, Store, StoreError};

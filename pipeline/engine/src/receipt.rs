@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Outcome;
@@ -11,9 +12,9 @@ use crate::event::Outcome;
 pub const RECEIPT_SCHEMA: &str = "fcpipe.receipt/1";
 
 /// What one run did, and when. Times are microseconds; starts count from the run's start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Receipt {
-    /// [`RECEIPT_SCHEMA`].
+    /// `fcpipe.receipt/1`.
     pub schema: String,
     /// The launch's id.
     pub id: String,
@@ -28,7 +29,7 @@ pub struct Receipt {
 }
 
 /// One row of a receipt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     /// `stage` or `stage:subject`.
     pub id: String,
@@ -62,7 +63,7 @@ const fn is_zero(value: &u64) -> bool {
 }
 
 /// A file that came out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutputFile {
     /// Where it is.
     pub path: PathBuf,
@@ -71,6 +72,14 @@ pub struct OutputFile {
     /// `blake3:` and 64 hexadecimal digits, if it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+}
+
+/// The schema of a receipt (JSON Schema, draft 2020-12).
+#[must_use]
+pub fn receipt_schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(Receipt);
+    schema.insert("title".to_owned(), "fcpipe receipt".into());
+    schema.to_value()
 }
 
 /// From the row that ended last, back through whichever dependency ended last, turned round.
@@ -110,6 +119,29 @@ mod tests {
             deps: deps.iter().map(|d| (*d).to_owned()).collect(),
             again_us: 0,
         }
+    }
+
+    #[test]
+    fn a_receipt_is_what_its_schema_says() {
+        let mut receipt = Receipt {
+            schema: RECEIPT_SCHEMA.to_owned(),
+            id: "a".to_owned(),
+            total_us: 1,
+            critical_path: vec!["layout".to_owned()],
+            stages: vec![row("layout", 0, 1, &[])],
+            outputs: BTreeMap::new(),
+        };
+        let file = OutputFile {
+            path: "/image".into(),
+            size: 1,
+            digest: None,
+        };
+        receipt.outputs.insert("image".to_owned(), file);
+        let validator = jsonschema::validator_for(&receipt_schema()).unwrap();
+        let mut json = serde_json::to_value(&receipt).unwrap();
+        assert!(validator.is_valid(&json));
+        json["stages"][0]["outcome"] = "perhaps".into();
+        assert!(!validator.is_valid(&json));
     }
 
     #[test]

@@ -5,13 +5,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 
 use crate::model::{Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Trust, Writes};
 use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct LaunchFile {
     /// Of this format: 1.
@@ -28,7 +29,7 @@ pub(crate) struct LaunchFile {
 }
 
 /// What annotations can say too: `dev.fcpipe.SECTION.KEY`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct Settings {
     pub(crate) machine: Option<Machine>,
@@ -49,7 +50,7 @@ pub(crate) struct Rootfs {
 }
 
 /// A process that stands alone in a file, which is read as if it stood in a spec.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct ProcessFile {
     #[serde(default)]
@@ -57,7 +58,7 @@ pub(crate) struct ProcessFile {
 }
 
 /// The same as in an OCI config, as far as fcpipe reads it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
 pub(crate) struct Process {
     pub(crate) args: Option<Vec<Text>>,
@@ -68,7 +69,7 @@ pub(crate) struct Process {
     pub(crate) no_new_privileges: Option<bool>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
 pub(crate) struct User {
     pub(crate) uid: Option<u32>,
@@ -77,7 +78,7 @@ pub(crate) struct User {
     pub(crate) additional_gids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct Mount {
     pub(crate) source: Option<Text>,
@@ -96,7 +97,7 @@ pub(crate) struct Mount {
     pub(crate) idmap: Option<IdMaps>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct Machine {
     pub(crate) vcpus: Option<u64>,
@@ -107,7 +108,7 @@ pub(crate) struct Machine {
     pub(crate) balloon: Option<Balloon>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct Balloon {
     pub(crate) size: ByteSize,
@@ -115,7 +116,7 @@ pub(crate) struct Balloon {
     pub(crate) deflate_on_oom: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct Disk {
     pub(crate) group: Option<Named<Group>>,
@@ -126,7 +127,7 @@ pub(crate) struct Disk {
     pub(crate) rate_limit: Option<RateLimit>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct Network {
     pub(crate) netns: Option<HostPath>,
@@ -134,7 +135,7 @@ pub(crate) struct Network {
     pub(crate) rate_limit: Option<RateLimit>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct RateLimit {
     pub(crate) bandwidth: Option<ByteSize>,

@@ -39,6 +39,7 @@ mod machine;
 mod model;
 mod mounts;
 mod oci;
+mod schema;
 mod suggest;
 mod text;
 mod values;
@@ -50,6 +51,7 @@ pub use host::Host;
 pub use id::{IdError, LaunchId};
 pub use machine::{MAX_VCPUS, MIN_MEMORY};
 pub use model::*;
+pub use schema::launch_file_schema;
 
 use draft::Draft;
 use text::de::Unknown;

@@ -9,6 +9,7 @@ mod machine;
 mod mounts;
 mod oci;
 mod places;
+mod schema;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,7 +83,10 @@ pub(crate) fn with(pointer: &str, value: Value) -> Value {
 pub(crate) fn set(config: &mut Value, pointer: &str, value: Value) {
     let mut node = config;
     for key in pointer.trim_start_matches('/').split('/') {
-        node = &mut node[key];
+        node = match key.parse::<usize>() {
+            Ok(index) if node.is_array() => &mut node[index],
+            _ => &mut node[key],
+        };
     }
     *node = value;
 }
