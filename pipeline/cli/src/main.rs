@@ -27,7 +27,14 @@ use std::process::ExitCode;
 use arguments::{Arguments, Command};
 use exit::Convention;
 
+/// With this as its first argument, the program is a machine's shim and nothing else.
+const SHIM: &str = "__shim";
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == SHIM) {
+        fcpipe_vmm::shim_main();
+        return ExitCode::SUCCESS;
+    }
     let arguments = match Arguments::read(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(code) => return ExitCode::from(code),

@@ -13,8 +13,9 @@ use fcpipe_kernel::KernelStore;
 use fcpipe_proto::ExitStatus;
 use fcpipe_proto::host::RunningProcess;
 use fcpipe_spec::{LaunchId, LaunchSpec};
-use fcpipe_vmm::Vmm;
+use fcpipe_vmm::{ShimProgram, Vmm};
 
+use crate::cgroup::MakeCgroup;
 use crate::disk::{ChooseWrites, PrivateDisk, Writes};
 use crate::guest::{self, process_of};
 use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
@@ -97,6 +98,8 @@ pub struct RunRequest {
     /// A release or an id; the default kernel where none is named.
     pub kernel: Option<String>,
     pub vmm: Arc<dyn Vmm>,
+    /// What the machine's processes are to end with.
+    pub shim: Option<ShimProgram>,
     pub boot_timeout: Duration,
 }
 
@@ -308,10 +311,16 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
         },
     );
     let (writes, initrd) = initrd(run, spec, kernel, host);
+    let cgroup = run.effect(
+        "cgroup",
+        MakeCgroup::of(spec, request.id.as_str(), request.vmm.kind()),
+    );
     let machine = run.effect(
         "machine",
         PrepareMachine {
             vmm: request.vmm,
+            cgroup,
+            shim: request.shim,
             kernel,
             initrd,
             id: request.id.as_str().to_owned(),

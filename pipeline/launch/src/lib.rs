@@ -19,6 +19,7 @@
 //! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
 //! `image`, `output`, `kernel`, `disk` or `machine`.
 
+mod cgroup;
 mod disk;
 mod guest;
 mod image;

@@ -10,10 +10,12 @@ use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError
 use fcpipe_proto::host::{RunningProcess, Session, Stdio};
 use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
 use fcpipe_vmm::{
-    KernelFiles, Machine, MachineConfig, Prepared, ProcessMark, Tuning, Vmm, VmmError, VmmKind,
+    Cage, Cgroup, CgroupUsage, KernelFiles, Machine, MachineConfig, Prepared, ProcessMark,
+    ShimProgram, Tuning, Vmm, VmmError, VmmKind,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::MakeCgroup;
 use crate::disk::{Disks, PrivateDisk};
 use crate::kernel::{ChosenKernel, Initrd};
 
@@ -21,6 +23,7 @@ use crate::kernel::{ChosenKernel, Initrd};
 pub fn undo_table() -> UndoTable {
     UndoTable::new()
         .with::<PrivateDisk>()
+        .with::<MakeCgroup>()
         .with::<PrepareMachine>()
         .with::<Boot>()
         .with::<RunProcess>()
@@ -39,6 +42,9 @@ pub(crate) fn launch_dir(cx: &Cx) -> Result<PathBuf, Failure> {
 /// Starts what the machine needs before its drives are there.
 pub(crate) struct PrepareMachine {
     pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) cgroup: Node<Option<Cgroup>>,
+    /// What its processes end with.
+    pub(crate) shim: Option<ShimProgram>,
     pub(crate) kernel: Node<ChosenKernel>,
     pub(crate) initrd: Node<Initrd>,
     pub(crate) id: String,
@@ -54,8 +60,13 @@ pub(crate) struct MachineEntry {
     dir: PathBuf,
 }
 
-/// A machine that lacks its drives; taken once.
-pub(crate) struct Ready(Mutex<Option<Box<dyn Prepared>>>);
+/// A machine that lacks its drives, and what it is in.
+pub(crate) struct Ready {
+    /// Taken once.
+    prepared: Mutex<Option<Box<dyn Prepared>>>,
+    cage: Cage,
+    cgroup: Option<Cgroup>,
+}
 
 impl Effect for PrepareMachine {
     const NAME: &'static str = "machine";
@@ -65,6 +76,7 @@ impl Effect for PrepareMachine {
     fn inputs(&self, k: &mut KeyWriter<'_>) {
         k.node("kernel", &self.kernel);
         k.node("initrd", &self.initrd);
+        k.after(&self.cgroup);
     }
 
     fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
@@ -78,6 +90,10 @@ impl Effect for PrepareMachine {
         let initrd = cx.get(&self.initrd)?;
         // The machine itself holds it until it ends, whoever started it.
         let lease = cx.lease(initrd.object())?;
+        let cgroup = Option::clone(&*cx.get(&self.cgroup)?);
+        let cage = self
+            .cage(cgroup.as_ref(), &entry.dir)
+            .map_err(|e| cx.fail(FailureKind::Host, "the machine's shim", e))?;
         let config = MachineConfig {
             id: self.id.clone(),
             vcpus: self.vcpus,
@@ -93,6 +109,7 @@ impl Effect for PrepareMachine {
             dir: entry.dir.clone(),
             inherit: vec![Arc::new(lease.file.into())],
             netns: None,
+            cage: cage.clone(),
             nics: Vec::new(),
             tuning: self.tuning.clone(),
         };
@@ -106,12 +123,28 @@ impl Effect for PrepareMachine {
             .vmm
             .prepare(&config, &|| cx.cancelled())
             .map_err(|e| machine_failure(cx, e))?;
-        Ok(Ready(Mutex::new(Some(prepared))))
+        Ok(Ready {
+            prepared: Mutex::new(Some(prepared)),
+            cage,
+            cgroup,
+        })
     }
 
     fn undo(entry: &MachineEntry) -> Result<(), UndoError> {
         fcpipe_vmm::kill_by_mark(&entry.dir)?;
         Ok(())
+    }
+}
+
+impl PrepareMachine {
+    fn cage(
+        &self,
+        cgroup: Option<&Cgroup>,
+        dir: &Path,
+    ) -> Result<Cage, Box<dyn std::error::Error + Send + Sync>> {
+        let entrances = cgroup.map(Cgroup::entrances).transpose()?;
+        let cage = Cage::new(entrances.unwrap_or_default(), self.shim.as_ref(), dir)?;
+        Ok(cage)
     }
 }
 
@@ -126,8 +159,11 @@ pub(crate) struct Boot {
 
 /// A guest that is ready to run processes.
 pub(crate) struct Booted {
+    // In the order in which they are to end: the machine before its shim, or its end would look like a crash.
     machine: Box<dyn Machine>,
     session: Session,
+    cage: Cage,
+    cgroup: Option<Cgroup>,
 }
 
 impl Effect for Boot {
@@ -150,7 +186,7 @@ impl Effect for Boot {
     fn make(&self, _: &MachineEntry, cx: &Cx) -> Result<Booted, Failure> {
         let ready = cx.get(&self.machine)?;
         let prepared = ready
-            .0
+            .prepared
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
@@ -188,7 +224,12 @@ impl Effect for Boot {
         session
             .configure(&config, deadline)
             .map_err(|e| guest_failure(cx, &*machine, e))?;
-        Ok(Booted { machine, session })
+        Ok(Booted {
+            machine,
+            session,
+            cage: ready.cage.clone(),
+            cgroup: ready.cgroup.clone(),
+        })
     }
 
     fn undo(entry: &MachineEntry) -> Result<(), UndoError> {
@@ -213,6 +254,16 @@ impl Guest {
     /// The machine's processes that run; the first is the monitor's.
     pub fn processes(&self) -> Vec<ProcessMark> {
         self.0.machine.processes()
+    }
+
+    /// The process that they end with.
+    pub fn shim(&self) -> Option<ProcessMark> {
+        self.0.cage.shim()
+    }
+
+    /// What they have used, where they are in a control group.
+    pub fn usage(&self) -> Option<CgroupUsage> {
+        self.0.cgroup.as_ref().map(Cgroup::usage)
     }
 
     /// Which monitor runs it.
@@ -303,7 +354,9 @@ impl Effect for RunProcess {
 
     fn make(&self, _: &NoEntry, cx: &Cx) -> Result<ExitStatus, Failure> {
         let booted = cx.get(&self.booted)?;
-        let Booted { machine, session } = &*booted;
+        let Booted {
+            machine, session, ..
+        } = &*booted;
         let start = self.start.lock();
         let start = start.unwrap_or_else(PoisonError::into_inner).take();
         let (streams, started) = start.ok_or_else(|| {

@@ -15,7 +15,7 @@ use fcpipe_kernel::KernelStore;
 use fcpipe_launch::{Builder, Host, Launched, Live, RunRequest, Streams};
 use fcpipe_proto::ExitStatus;
 use fcpipe_spec::{LaunchId, LaunchSpec};
-use fcpipe_vmm::Vmm;
+use fcpipe_vmm::{ShimProgram, Vmm};
 
 use crate::events::Events;
 use crate::hooks::Hook;
@@ -55,6 +55,8 @@ pub struct Order {
     pub builder: Builder,
     pub strict: bool,
     pub vmm: Box<dyn Vmm>,
+    /// What the machine's processes end with.
+    pub shim: ShimProgram,
     pub boot_timeout: Duration,
     pub bond: Bond,
     /// The process reads the caller's standard input.
@@ -210,6 +212,7 @@ fn lead(
         kernels,
         kernel: order.kernel,
         vmm: order.vmm.into(),
+        shim: Some(order.shim),
         boot_timeout: order.boot_timeout,
     };
     let course = Course {

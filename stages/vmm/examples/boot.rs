@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let disk = dir.path().join("disk, with a comma");
         std::fs::File::create(&disk)?.set_len(64 << 20)?;
         let config = MachineConfig {
+            cage: fcpipe_vmm::Cage::default(),
             id: format!("boot-{number}"),
             vcpus: 1,
             memory_mib: 256,

@@ -10,7 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use crate::confine::confine;
+use crate::cage::Cage;
+use crate::confine::{Confined, confine};
 use crate::error::VmmError;
 use crate::mark::{KILL_TIMEOUT, MACHINE_DIR_VARIABLE, ProcessMark, kill_pidfd, open_pidfd};
 
@@ -31,6 +32,7 @@ pub(crate) struct Program {
     pub(crate) inherit: Vec<Arc<OwnedFd>>,
     /// `None`: this process's.
     pub(crate) netns: Option<Arc<OwnedFd>>,
+    pub(crate) cage: Cage,
 }
 
 /// A process that was started. Clones are the same process; it is not killed when they are dropped.
@@ -174,7 +176,16 @@ fn start(program: Program) -> io::Result<(std::process::Child, ProcessMark, Owne
             command.env(name, value);
         }
     }
-    confine(&mut command, &program.inherit, program.netns);
+    // The thread is this child's alone, so nothing else is started in the namespace.
+    let caged = program.cage.enter()?;
+    let confined = Confined {
+        inherit: program.inherit,
+        netns: program.netns,
+        cgroups: program.cage.cgroups,
+        caged,
+        first: false,
+    };
+    confine(&mut command, confined);
     let mut child = command.spawn()?;
     // Not waited for yet, so even if it has ended the number is still its own.
     let looked = ProcessMark::of(child.id()).and_then(|mark| {

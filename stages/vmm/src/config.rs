@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::cage::Cage;
 use crate::error::VmmError;
 
 /// The most CPUs a machine may have: Firecracker's limit, kept for every VMM so that a spec means one thing.
@@ -32,6 +33,8 @@ pub struct MachineConfig {
     pub inherit: Vec<Arc<OwnedFd>>,
     /// The network namespace that every process of the machine runs in; `None` is this process's.
     pub netns: Option<Arc<OwnedFd>>,
+    /// What every process of the machine is started in.
+    pub cage: Cage,
     /// The guest's network interfaces, in the order in which it finds them.
     pub nics: Vec<Nic>,
     pub tuning: Tuning,

@@ -12,39 +12,52 @@ use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Makes `command`'s child die with the thread that spawns it, in a session of its own, in the network
-/// namespace `netns`, with no descriptors but its three standard ones and `inherit`.
+/// What a child is confined to.
+#[derive(Default)]
+pub(crate) struct Confined {
+    /// The descriptors it gets besides its three standard ones.
+    pub(crate) inherit: Vec<Arc<OwnedFd>>,
+    /// The network namespace it is in; `None`: this process's.
+    pub(crate) netns: Option<Arc<OwnedFd>>,
+    /// The control groups it joins: their `cgroup.procs`, open for writing.
+    pub(crate) cgroups: Vec<Arc<OwnedFd>>,
+    /// Its PID namespace is a shim's, and ends with that.
+    pub(crate) caged: bool,
+    /// It is the first process of its PID namespace.
+    pub(crate) first: bool,
+}
+
+/// Makes `command`'s child die with the thread that spawns it, in a session of its own, and confined.
 #[allow(
     unsafe_code,
     reason = "pre_exec is the only way to run code between fork and exec"
 )]
-pub(crate) fn confine(
-    command: &mut Command,
-    inherit: &[Arc<OwnedFd>],
-    netns: Option<Arc<OwnedFd>>,
-) {
+pub(crate) fn confine(command: &mut Command, confined: Confined) {
     let parent = rustix::process::getpid();
-    // Plain numbers, collected here because nothing may be allocated after the fork. Whoever calls keeps
-    // the descriptors open until the child was spawned.
-    let inherit: Vec<RawFd> = inherit.iter().map(|fd| fd.as_raw_fd()).collect();
+    // Plain numbers, collected here because nothing may be allocated after the fork. The descriptors are open as long as the
+    // closure, which has them.
+    let inherit: Vec<RawFd> = confined.inherit.iter().map(|fd| fd.as_raw_fd()).collect();
     // SAFETY: the closure runs between fork and exec of a process that may have threads, so it may only do what is
     // async-signal-safe: `before_exec` makes system calls and touches the stack and memory allocated above,
     // takes no lock and allocates nothing.
     unsafe {
-        command.pre_exec(move || {
-            before_exec(parent, &inherit, netns.as_deref()).map_err(io::Error::from)
-        });
+        command.pre_exec(move || before_exec(parent, &inherit, &confined).map_err(io::Error::from));
     }
 }
 
-fn before_exec(parent: Pid, inherit: &[RawFd], netns: Option<&OwnedFd>) -> Result<(), Errno> {
+fn before_exec(parent: Pid, inherit: &[RawFd], confined: &Confined) -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If the parent died before that call, no signal will come: this process has already been given to another.
-    if rustix::process::getppid() != Some(parent) {
+    // If the parent died before that call, no signal will come: this process has already been given to another. In another
+    // PID namespace the parent has no number: there the shim's end is this process's, and the shim sees the end of its pipe.
+    if !confined.caged && !confined.first && rustix::process::getppid() != Some(parent) {
         return Err(Errno::SRCH);
     }
     rustix::process::setsid()?;
-    if let Some(netns) = netns {
+    for cgroup in &confined.cgroups {
+        // "0" is the writer.
+        rustix::io::write(cgroup, b"0")?;
+    }
+    if let Some(netns) = &confined.netns {
         // This process has one thread, so all of it goes.
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
     }

@@ -38,6 +38,8 @@
 //!
 //! Begin reading at `machine.rs` (the traits), then `firecracker/mod.rs` or `qemu/mod.rs`.
 
+mod cage;
+mod cgroup;
 mod child;
 mod config;
 mod confine;
@@ -53,6 +55,8 @@ mod qemu;
 mod running;
 mod vsock;
 
+pub use cage::{Cage, ShimProgram, shim_main};
+pub use cgroup::{Cgroup, CgroupError, CgroupLimits, CgroupPlan, CgroupUsage};
 pub use config::{
     Accelerator, Balloon, CpuTemplate, Drive, KernelFiles, MAX_VCPUS, MachineConfig, Nic,
     RateLimit, Tuning, VmmChoice, VmmKind,

@@ -107,7 +107,7 @@ pub(crate) fn kill_pidfd(pidfd: &OwnedFd) -> io::Result<()> {
 }
 
 /// Whether the process ended within `timeout` (a pidfd becomes readable then).
-fn wait_pidfd(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
+pub(crate) fn wait_pidfd(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

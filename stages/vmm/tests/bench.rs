@@ -24,6 +24,7 @@ pub(crate) fn qemu(qemu: &str, device: &str) -> Qemu {
 
 pub(crate) fn config(dir: &Path) -> MachineConfig {
     MachineConfig {
+        cage: fcpipe_vmm::Cage::default(),
         id: "test".into(),
         vcpus: 1,
         memory_mib: 128,

@@ -10,6 +10,7 @@ use fcpipe_engine::Failure;
 use fcpipe_proto::ExitStatus;
 use fcpipe_spec::{LaunchId, LaunchSpec};
 use fcpipe_supervisor::{Bond, Connection, LogLimits, Order, Reply, Request};
+use fcpipe_vmm::ShimProgram;
 
 use super::{builder, host, report, write_timings};
 use crate::arguments::{Building, Global, Launching, Spec};
@@ -112,6 +113,10 @@ fn order(
         builder: builder(wanted.building.builder),
         strict: wanted.spec.strict,
         vmm: chosen.vmm,
+        shim: ShimProgram {
+            path: "/proc/self/exe".into(),
+            args: vec![crate::SHIM.to_owned()],
+        },
         boot_timeout: Duration::from_secs(launching.boot_timeout.into()),
         bond: wanted.bond,
         stdin: wanted.stdin,

@@ -84,6 +84,7 @@ fn look(global: &Global, planning: &Planning) -> Result<(Planned, Vec<String>), 
         kernels: KernelStore::open(&directories.data).map_err(Complaint::new)?,
         kernel: planning.kernel.clone(),
         vmm: chosen.vmm.into(),
+        shim: None,
         boot_timeout: Duration::ZERO,
     };
     let planned = fcpipe_launch::plan(&spec, request, &host)?;

@@ -12,7 +12,7 @@ fn runs() -> u32 {
     std::env::var("FCPIPE_SOAK_RUNS")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(2)
+        .unwrap_or(4)
 }
 
 /// What is killed of a launch that is under way.
@@ -21,6 +21,7 @@ enum Victim {
     Client,
     Supervisor,
     Machine,
+    Shim,
 }
 
 #[test]
@@ -43,8 +44,13 @@ fn row_33_50_qemu_sigkill_of_any_part_at_random_moments_leaves_nothing_after_the
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
         let after = booted.mul_f64((seed >> 33) as f64 / f64::from(1u32 << 31) * 1.2);
-        let victim = [Victim::Client, Victim::Supervisor, Victim::Machine][number as usize % 3];
-        let detached = number % 2 == 1;
+        let victim = [
+            Victim::Client,
+            Victim::Supervisor,
+            Victim::Machine,
+            Victim::Shim,
+        ][number as usize % 4];
+        let detached = number / 4 % 2 == 1;
         let mut command = world.with_kernel();
         command.arg("run");
         if detached {
@@ -105,6 +111,7 @@ fn strike(world: &World, victim: Victim, client: &mut std::process::Child) -> bo
         Victim::Client => return client.kill().is_ok(),
         Victim::Supervisor => supervisors(),
         Victim::Machine => world.process_ids("qemu-system-x86_64"),
+        Victim::Shim => world.process_ids("exe"),
     };
     for pid in &pids {
         let pid = rustix::process::Pid::from_raw(*pid as i32).unwrap();
@@ -120,7 +127,7 @@ fn alive(world: &World) -> bool {
 fn wait_for_end(world: &World, context: &str) {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        let left: Vec<u32> = ["fcpipe", "qemu-system-x86_64", "vhost-device-vsock"]
+        let left: Vec<u32> = ["fcpipe", "exe", "qemu-system-x86_64", "vhost-device-vsock"]
             .iter()
             .flat_map(|name| world.process_ids(name))
             .collect();

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::world::{Leftovers, World, assert_code, skip_without_machine, with_input};
+use crate::world::{
+    Leftovers, World, assert_code, not_root, skip, skip_without_machine, with_input,
+};
 
 fn fcpipe(world: &World, arguments: &[&str]) -> Output {
     world.with_kernel().args(arguments).output().unwrap()
@@ -81,7 +83,7 @@ fn row_55_qemu_create_start_kill_and_delete_follow_oci_s_rules() {
         &[
             "sh",
             "-c",
-            "trap 'exit 3' TERM; while :; do sleep 0.1; done",
+            "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done",
         ],
         &[],
     );
@@ -100,6 +102,10 @@ fn row_55_qemu_create_start_kill_and_delete_follow_oci_s_rules() {
     assert_eq!(created["pid"].to_string(), pid);
     let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
     assert!(program.starts_with("qemu"), "{program}");
+    if rustix::process::geteuid().is_root() {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(groups.contains("/fcpipe/c1."), "{groups}");
+    }
     assert_code(&create(&world, "c1").output().unwrap(), 1);
     let output = fcpipe(&world, &["exec", "c1", "true"]);
     assert_code(&output, 125);
@@ -119,6 +125,8 @@ fn row_55_qemu_create_start_kill_and_delete_follow_oci_s_rules() {
     );
     refused(&world, &["delete", "c1"], "not stopped");
     refused(&world, &["kill", "c1", "NOT"], "unknown signal");
+    // PID 1 ignores what it has no handler for.
+    until(|| done(&world, &["logs", "c1"]) == "ready\n");
     done(&world, &["kill", "c1", "TERM"]);
     assert_eq!(done(&world, &["wait", "c1"]), "3\n");
     let stopped = state(&world, "c1");
@@ -307,4 +315,58 @@ fn until(mut ready: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "it does not come");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The limits of the machine's control group, whichever version has the controllers here.
+fn limits(group: &str) -> (String, String) {
+    let read = |files: &[&str]| -> String {
+        let found = files.iter().find_map(|file| {
+            let path = format!("/sys/fs/cgroup/{}", file.replace("GROUP", group));
+            fs::read_to_string(path).ok()
+        });
+        found.unwrap_or_else(|| panic!("none of {files:?}"))
+    };
+    let memory = read(&["memory/GROUP/memory.limit_in_bytes", "GROUP/memory.max"]);
+    let cpu = match fs::read_to_string(format!("/sys/fs/cgroup/{group}/cpu.max")) {
+        Ok(max) => max,
+        Err(_) => {
+            let of = |name: &str| read(&[&format!("cpu/GROUP/{name}")]).trim().to_owned();
+            format!("{} {}", of("cpu.cfs_quota_us"), of("cpu.cfs_period_us"))
+        }
+    };
+    (memory.trim().to_owned(), cpu.trim().to_owned())
+}
+
+#[test]
+fn qemu_root_the_machine_is_in_the_spec_s_control_group_with_the_spec_s_limits() {
+    if skip_without_machine() || skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["sleep", "1000"], &[]);
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let top = format!("fcpipe-test-{}", std::process::id());
+    spec["linux"] = json!({
+        "cgroupsPath": format!("/{top}/deep/er"),
+        "resources": {"cpu": {"quota": 50_000, "period": 100_000}, "memory": {"limit": 256 << 20}},
+    });
+    fs::write(&config, spec.to_string()).unwrap();
+    assert_code(&create(&world, "c1").arg("--log").output().unwrap(), 0);
+    let pid = state(&world, "c1")["pid"].to_string();
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(groups.contains(&format!("/{top}/deep/er")), "{groups}");
+    let (memory, cpu) = limits(&format!("{top}/deep/er"));
+    assert_eq!(memory, ((256u64 + 640) << 20).to_string());
+    assert_eq!(cpu, "50000 100000");
+    // A group that somebody is in is not shared.
+    let output = create(&world, "c2").arg("--log").output().unwrap();
+    assert_code(&output, 1);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("has processes already"), "{said}");
+    done(&world, &["delete", "--force", "c1"]);
+    for mount in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        assert!(!mount.path().join(&top).exists(), "{mount:?}");
+    }
+    Leftovers::of(&world).assert_none();
 }

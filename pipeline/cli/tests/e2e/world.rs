@@ -178,6 +178,27 @@ impl World {
         processes
     }
 
+    /// The control groups of this world's launches: their names end with the state directory's device and inode.
+    fn control_groups(&self) -> Vec<PathBuf> {
+        use std::os::unix::fs::MetadataExt as _;
+        let Ok(meta) = fs::metadata(self.path("state")) else {
+            return Vec::new();
+        };
+        let mark = format!(".{:x}.{:x}", meta.dev(), meta.ino());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mut groups = Vec::new();
+        for line in mounts.lines().filter(|line| line.starts_with("cgroup")) {
+            let mount = line.split(' ').nth(1).unwrap();
+            let own = fs::read_dir(Path::new(mount).join("fcpipe"));
+            for group in own.into_iter().flatten().flatten() {
+                if group.path().display().to_string().ends_with(&mark) {
+                    groups.push(group.path());
+                }
+            }
+        }
+        groups
+    }
+
     /// The processes of a program that have to do with this world and have not ended.
     pub(crate) fn process_ids(&self, program: &str) -> Vec<u32> {
         let mark = self.dir.path().display().to_string();
@@ -237,6 +258,7 @@ pub(crate) struct Leftovers {
     processes: Vec<String>,
     mounts: Vec<String>,
     launches: Vec<PathBuf>,
+    groups: Vec<PathBuf>,
     scratch: Vec<PathBuf>,
 }
 
@@ -270,6 +292,7 @@ impl Leftovers {
                 .map(str::to_owned)
                 .collect(),
             launches: names(world.path("state")),
+            groups: world.control_groups(),
             scratch: names(world.path("cache/v1/tmp")),
         }
     }

@@ -149,6 +149,7 @@ fn spawn(settings: &Firecracker, config: &MachineConfig, home: Home) -> Result<P
             stderr: stderr.into(),
             inherit,
             netns: config.netns.clone(),
+            cage: config.cage.clone(),
         },
         || {},
     )?;

@@ -143,6 +143,7 @@ impl Prepared for PreparedQemu {
                 stderr,
                 inherit: config.inherit.clone(),
                 netns: config.netns.clone(),
+                cage: config.cage.clone(),
             },
             || {},
         )?;
@@ -183,6 +184,7 @@ impl Device {
                 stderr,
                 inherit: Vec::new(),
                 netns: config.netns.clone(),
+                cage: config.cage.clone(),
             },
             move || {
                 if let Some(qemu) = owner.get() {
