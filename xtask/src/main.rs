@@ -14,6 +14,7 @@
 mod bench;
 mod demo;
 mod fuzz;
+mod lab;
 mod rows;
 mod setup;
 mod shell;
@@ -54,6 +55,24 @@ enum Task {
     },
     /// Run an area's random tests in full numbers: `ext4`, `run`, `cache`.
     Soak { area: String },
+    /// Run the end-to-end tests with a real Firecracker, in an emulated machine that has KVM.
+    Lab {
+        /// The Firecracker to test with [default: what FCPIPE_FIRECRACKER names; without either the lab is skipped].
+        #[arg(long, value_name = "FILE")]
+        firecracker: Option<std::path::PathBuf>,
+        /// Its jailer [default: what FCPIPE_JAILER names].
+        #[arg(long, value_name = "FILE")]
+        jailer: Option<std::path::PathBuf>,
+        /// Build with optimization.
+        #[arg(long)]
+        release: bool,
+        /// Run this shell command there, and not the tests.
+        #[arg(long, value_name = "COMMAND")]
+        command: Option<String>,
+        /// Arguments of the test binary: names of tests.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Fuzz a target for a number of seconds.
     Fuzz {
         target: String,
@@ -71,6 +90,19 @@ fn main() -> std::process::ExitCode {
         Task::Tidy { rows: false } => tidy::run(),
         Task::Bench { area, rest } => bench::run(&area, &rest),
         Task::Soak { area } => test::soak(&area),
+        Task::Lab {
+            firecracker,
+            jailer,
+            release,
+            command,
+            arguments,
+        } => lab::run(lab::Wanted {
+            firecracker,
+            jailer,
+            release,
+            command,
+            arguments,
+        }),
         Task::Fuzz { target, seconds } => fuzz::run(&target, seconds),
     };
     match result {

@@ -14,6 +14,15 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
 }
 
+/// Whether the machines of the tests are Firecracker's: FCPIPE_TEST_VMM says `firecracker`. Else they are QEMU's.
+pub(crate) fn with_firecracker() -> bool {
+    match std::env::var("FCPIPE_TEST_VMM").as_deref() {
+        Ok("firecracker") => true,
+        Ok("qemu") | Err(_) => false,
+        Ok(other) => panic!("FCPIPE_TEST_VMM={other}: qemu or firecracker"),
+    }
+}
+
 /// Why a virtual machine can't be had here, or nothing.
 fn lacking() -> Option<String> {
     let on_path = |program: &str| {
@@ -23,17 +32,29 @@ fn lacking() -> Option<String> {
             .chain(home)
             .any(|dir| dir.join(program).is_file())
     };
-    for program in ["qemu-system-x86_64", "vhost-device-vsock", "busybox"] {
+    let programs: &[&str] = match with_firecracker() {
+        true => &["busybox"],
+        false => &["qemu-system-x86_64", "vhost-device-vsock", "busybox"],
+    };
+    for program in programs {
         if !on_path(program) {
             return Some(format!("{program} is not installed"));
+        }
+    }
+    if with_firecracker() {
+        let named = std::env::var_os("FCPIPE_FIRECRACKER").map(PathBuf::from);
+        if !named.is_some_and(|path| path.is_file()) {
+            return Some("FCPIPE_FIRECRACKER names no Firecracker".to_owned());
+        }
+        if !Path::new("/dev/kvm").exists() {
+            return Some("there is no /dev/kvm".to_owned());
         }
     }
     no_kernel()
 }
 
 fn no_kernel() -> Option<String> {
-    kernel_package()
-        .is_none()
+    (kernel_package().is_none() && data_dir_named().is_none())
         .then(|| "FCPIPE_TEST_KERNEL_DEB names no kernel package".to_owned())
 }
 
@@ -73,10 +94,18 @@ pub(crate) fn skip_without_machine() -> bool {
     skip(lacking())
 }
 
+/// FCPIPE_TEST_DATA_DIR: where somebody has imported a kernel for the tests.
+fn data_dir_named() -> Option<PathBuf> {
+    std::env::var_os("FCPIPE_TEST_DATA_DIR").map(PathBuf::from)
+}
+
 /// The kernel is imported once for all tests: it is data, and nothing changes it.
 fn data_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
+        if let Some(dir) = data_dir_named() {
+            return dir;
+        }
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("data");
         let package = kernel_package().expect("checked by skip_without_machine");
         let status = Command::new(env!("CARGO_BIN_EXE_fcpipe"))
@@ -152,6 +181,14 @@ impl World {
             .env("FCPIPE_CACHE_DIR", self.path("cache"))
             .env("FCPIPE_STATE_DIR", self.path("state"))
             .env("FCPIPE_DATA_DIR", self.path("data"))
+            // `auto` must not take the other one.
+            .env(
+                match with_firecracker() {
+                    true => "FCPIPE_QEMU",
+                    false => "FCPIPE_FIRECRACKER",
+                },
+                "/not/to/be/used",
+            )
             .stdin(Stdio::null());
         command
     }
