@@ -42,6 +42,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "fcpipe-engine",
             "fcpipe-ext4",
             "fcpipe-kernel",
+            "fcpipe-net",
             "fcpipe-proto",
             "fcpipe-spec",
             "fcpipe-tree",

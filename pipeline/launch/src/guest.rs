@@ -52,6 +52,8 @@ pub(crate) fn config(spec: &LaunchSpec) -> GuestConfig {
         mounts,
         wall_clock: Some(WallClock::now()),
         entropy: None,
+        // What the network is like is known when it is made.
+        network: None,
     }
 }
 

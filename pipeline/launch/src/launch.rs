@@ -21,6 +21,7 @@ use crate::guest::{self, process_of};
 use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
 use crate::kernel::{ChosenKernel, FindKernel, GUEST, Initrd, MakeInitrd};
 use crate::machine::{Boot, Booted, Guest, PrepareMachine, RunProcess, Streams};
+use crate::network;
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
 use crate::stock::settle;
@@ -315,6 +316,7 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
         "cgroup",
         MakeCgroup::of(spec, request.id.as_str(), request.vmm.kind()),
     );
+    let network = network::add(run, spec, request.id.as_str(), &host.state);
     let machine = run.effect(
         "machine",
         PrepareMachine {
@@ -323,6 +325,7 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
             shim: request.shim,
             kernel,
             initrd,
+            network,
             id: request.id.as_str().to_owned(),
             boot_id: request.id.as_str().to_owned(),
             vcpus: spec.machine.vcpus,
@@ -336,6 +339,7 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
         Boot {
             machine,
             disks,
+            network,
             boot_id: request.id.as_str().to_owned(),
             config: guest::config(spec),
             timeout: request.boot_timeout,

@@ -4,6 +4,7 @@
 //! scan:/ scan:/mnt/code …  ─► layout ─► image (allocate, copy, seal) ─► disk ─┐
 //!                  kernel ─► writes ─┬─────────────────────────────────┘     │
 //!                                    └─► initrd ─► machine ─────────────────┴─► boot ─► process
+//!                                 netns ─► tap ─────┘
 //! ```
 //!
 //! The stage crates do the work and know nothing of the engine; the engine knows nothing of ext4 or of
@@ -13,11 +14,11 @@
 //! Architecture invariant: a step's key names everything its output depends on and nothing else. Paths,
 //! ids and times of a launch are in no key, or nothing would ever be reused.
 //!
-//! Architecture invariant: whatever outlives a step on the host is an effect of `machine`, and
+//! Architecture invariant: whatever outlives a step on the host is an effect, of `disk`, `machine` or `network`, and
 //! [`undo_table`] can take it away without the launch that made it.
 //!
 //! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
-//! `image`, `output`, `kernel`, `disk` or `machine`.
+//! `image`, `output`, `kernel`, `disk`, `network` or `machine`.
 
 mod cgroup;
 mod disk;
@@ -27,6 +28,7 @@ mod kernel;
 mod keys;
 mod launch;
 mod machine;
+mod network;
 mod output;
 mod scan;
 mod stock;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable};
+use fcpipe_net::News;
 use fcpipe_proto::host::{RunningProcess, Session, Stdio};
 use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
 use fcpipe_vmm::{
@@ -18,12 +19,15 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::MakeCgroup;
 use crate::disk::{Disks, PrivateDisk};
 use crate::kernel::{ChosenKernel, Initrd};
+use crate::network::{EnterNamespace, MakeTap, Wired};
 
 /// Every effect of a launch, for undoing what a dead one left.
 pub fn undo_table() -> UndoTable {
     UndoTable::new()
         .with::<PrivateDisk>()
         .with::<MakeCgroup>()
+        .with::<EnterNamespace>()
+        .with::<MakeTap>()
         .with::<PrepareMachine>()
         .with::<Boot>()
         .with::<RunProcess>()
@@ -47,6 +51,8 @@ pub(crate) struct PrepareMachine {
     pub(crate) shim: Option<ShimProgram>,
     pub(crate) kernel: Node<ChosenKernel>,
     pub(crate) initrd: Node<Initrd>,
+    /// `None`: the guest has none.
+    pub(crate) network: Option<Node<Wired>>,
     pub(crate) id: String,
     pub(crate) boot_id: String,
     pub(crate) vcpus: u32,
@@ -77,6 +83,9 @@ impl Effect for PrepareMachine {
         k.node("kernel", &self.kernel);
         k.node("initrd", &self.initrd);
         k.after(&self.cgroup);
+        if let Some(network) = &self.network {
+            k.after(network);
+        }
     }
 
     fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
@@ -88,6 +97,7 @@ impl Effect for PrepareMachine {
     fn make(&self, entry: &MachineEntry, cx: &Cx) -> Result<Ready, Failure> {
         let kernel = cx.get(&self.kernel)?;
         let initrd = cx.get(&self.initrd)?;
+        let network = self.network.as_ref().map(|n| cx.get(n)).transpose()?;
         // The machine itself holds it until it ends, whoever started it.
         let lease = cx.lease(initrd.object())?;
         let cgroup = Option::clone(&*cx.get(&self.cgroup)?);
@@ -111,6 +121,8 @@ impl Effect for PrepareMachine {
             netns: None,
             cage: cage.clone(),
             nics: Vec::new(),
+            netns: network.as_ref().map(|network| network.namespace.fd()),
+            nics: network.map_or_else(Vec::new, |network| network.nics.clone()),
             tuning: self.tuning.clone(),
         };
         for setting in self.vmm.ignores(&config) {
@@ -152,6 +164,7 @@ impl PrepareMachine {
 pub(crate) struct Boot {
     pub(crate) machine: Node<Ready>,
     pub(crate) disks: Node<Disks>,
+    pub(crate) network: Option<Node<Wired>>,
     pub(crate) boot_id: String,
     pub(crate) config: GuestConfig,
     pub(crate) timeout: Duration,
@@ -164,6 +177,8 @@ pub(crate) struct Booted {
     session: Session,
     cage: Cage,
     cgroup: Option<Cgroup>,
+    /// Kept: its server answers while the machine runs.
+    network: Option<Arc<Wired>>,
 }
 
 impl Effect for Boot {
@@ -175,6 +190,9 @@ impl Effect for Boot {
     fn inputs(&self, k: &mut KeyWriter<'_>) {
         k.after(&self.machine);
         k.after(&self.disks);
+        if let Some(network) = &self.network {
+            k.after(network);
+        }
     }
 
     fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
@@ -221,6 +239,8 @@ impl Effect for Boot {
         };
         let mut config = self.config.clone();
         config.root.writes = disks.writes;
+        let network = self.network.as_ref().map(|n| cx.get(n)).transpose()?;
+        config.network = network.as_ref().map(|network| network.guest.clone());
         session
             .configure(&config, deadline)
             .map_err(|e| guest_failure(cx, &*machine, e))?;
@@ -229,6 +249,7 @@ impl Effect for Boot {
             session,
             cage: ready.cage.clone(),
             cgroup: ready.cgroup.clone(),
+            network,
         })
     }
 
@@ -356,6 +377,9 @@ impl Effect for RunProcess {
         let booted = cx.get(&self.booted)?;
         let Booted {
             machine, session, ..
+            machine,
+            session,
+            network,
         } = &*booted;
         let start = self.start.lock();
         let start = start.unwrap_or_else(PoisonError::into_inner).take();
@@ -371,7 +395,7 @@ impl Effect for RunProcess {
             .map_err(|e| guest_failure(cx, &**machine, e))?;
         let process = Arc::new(process);
         started(&process);
-        let status = wait(cx, &process)
+        let status = wait(cx, &process, network.as_ref().map(|n| &n.news))
             .map_err(|e| e.unwrap_or_else(|e| guest_failure(cx, &**machine, e)))?;
         for error in process.output_errors() {
             if error.kind != io::ErrorKind::BrokenPipe {
@@ -397,10 +421,17 @@ impl Effect for RunProcess {
 }
 
 /// Waits for the process and its output. The error is the run's own end, or the connection's.
-fn wait(cx: &Cx, process: &RunningProcess) -> Result<ExitStatus, Result<Failure, ProtoError>> {
+fn wait(
+    cx: &Cx,
+    process: &RunningProcess,
+    news: Option<&News>,
+) -> Result<ExitStatus, Result<Failure, ProtoError>> {
     loop {
         if let Some(status) = process.wait(Some(Instant::now() + STEP)).map_err(Err)? {
             return Ok(status);
+        }
+        for event in news.map(News::take).unwrap_or_default() {
+            cx.warn(event);
         }
         cx.check().map_err(Ok)?;
     }

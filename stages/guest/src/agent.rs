@@ -22,7 +22,7 @@ use crate::oom::{self, Kills};
 use crate::processes::Processes;
 use crate::root::Root;
 use crate::spawn::{self, Place};
-use crate::{stats, sys};
+use crate::{net, stats, sys};
 
 /// How long killed processes may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -295,7 +295,13 @@ impl Agent {
             (self.settings.disk)(number)
                 .ok_or_else(|| refusal(&format!("there is no disk {number}")))
         };
+        if let Some(network) = &config.network {
+            net::set_up(network)?;
+        }
         let root = Root::mount(&self.settings.base, &disk, &config.root)?;
+        if let Some(conf) = config.network.as_ref().and_then(|n| n.resolv_conf.as_ref()) {
+            net::resolvers(root.path(), conf);
+        }
         *container = ContainerState::Ready { root, config };
         Ok(())
     }

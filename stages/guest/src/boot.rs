@@ -14,7 +14,7 @@ use crate::agent::{Agent, Settings};
 use crate::cgroup::Cgroup;
 use crate::console::say;
 use crate::vsock::Listener;
-use crate::{loopback, serve, vsock};
+use crate::{net, serve, vsock};
 
 /// Where the initrd keeps modules; `order` lists their names.
 const MODULES: &str = "/modules";
@@ -54,7 +54,7 @@ fn run() -> Result<(), BootError> {
     let boot_id = boot_id_of(&boot_id).unwrap_or_default().to_owned();
     fs::write("/proc/self/oom_score_adj", "-1000")
         .map_err(at("writing", "/proc/self/oom_score_adj"))?;
-    if let Err(e) = loopback::up() {
+    if let Err(e) = net::loopback_up() {
         say(&format!("lo stays down: {e}"));
     }
     let listener = Listener::bind(AGENT_PORT).map_err(BootError::Listen)?;

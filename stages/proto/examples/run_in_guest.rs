@@ -70,6 +70,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         mounts: GuestMount::defaults(),
         wall_clock: Some(WallClock::now()),
         entropy: None,
+        network: None,
     };
     session.configure(&config, deadline)?;
     say("configured")?;

@@ -4,6 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::GuestNetwork;
+
 /// Everything about the container but its processes. It goes in the connection and not on the
 /// kernel's command line, which is short and can be read by every process of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,9 @@ pub struct GuestConfig {
     /// Random bytes, credited to the guest's pool: as hexadecimal digits, at most 1,024.
     #[serde(default)]
     pub entropy: Option<String>,
+    /// `None`: the loopback alone.
+    #[serde(default)]
+    pub network: Option<GuestNetwork>,
 }
 
 /// The disk that holds the container's root.

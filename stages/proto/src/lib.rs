@@ -27,6 +27,7 @@ pub mod guest;
 pub mod host;
 pub mod message;
 pub mod mux;
+mod network;
 pub mod process;
 pub mod pump;
 pub mod stats;
@@ -34,6 +35,7 @@ pub mod stream;
 
 pub use config::{GuestConfig, GuestMount, RootFs, WallClock, Writes};
 pub use error::ProtoError;
+pub use network::{GuestAddress, GuestInterface, GuestNetwork, GuestRoute, ResolvConf};
 pub use process::{ExitStatus, Failure, FailureKind, Process, ProcessId, Rlimit, WindowSize};
 pub use stats::Stats;
 pub use stream::Stream;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use crate::addresses::{Domain, Ip, Listed};
 use crate::error::{Place, SpecError, escaped, quoted, shown};
 use crate::host::Host;
 use crate::launch_file::{self, LaunchFile, Settings};
@@ -41,6 +42,7 @@ pub(crate) struct Draft {
     disk: Disk,
     pub(crate) network: Network,
     network_mode: Option<Place>,
+    network_addresses: Option<Place>,
     pub(crate) cgroups_path: Option<PathBuf>,
     pub(crate) annotations: BTreeMap<String, String>,
     /// Of the user namespace: what every source without a map of its own has.
@@ -278,6 +280,20 @@ impl Draft {
                 self.network.mode = mode;
                 self.network_mode = Some(doc.place(&form.path("network.mode")));
             }
+            let own = &mut self.network;
+            set(&mut own.antispoof, network.antispoof.map(named));
+            set(&mut own.tap_prefix, network.tap_prefix.map(|text| text.0));
+            if let Some(addresses) = network.addresses {
+                own.addresses = addresses.0.into_iter().map(|net| net.0).collect();
+                self.network_addresses = Some(doc.place(&form.path("network.addresses")));
+            }
+            let ips = |list: Listed<Ip>| list.0.into_iter().map(|ip| ip.0).collect();
+            set(&mut own.gateways, network.gateways.map(ips));
+            set(&mut own.dns, network.dns.map(|list| Some(ips(list))));
+            let names = |list: Listed<Domain>| list.0.into_iter().map(|name| name.0).collect();
+            set(&mut own.search, network.search.map(names));
+            set(&mut own.pool, network.pool.map(|pool| pool.0));
+            set(&mut own.nat, network.nat);
             limit(&mut self.network.rate_limit, network.rate_limit);
         }
     }
@@ -307,6 +323,37 @@ impl Draft {
         })
     }
 
+    fn check_network(&mut self) -> Result<(), SpecError> {
+        let network = &self.network;
+        let invalid = |place: Place, problem: String, hint: &str| {
+            Err(SpecError::Invalid {
+                place: Box::new(place),
+                problem,
+                hint: Some(hint.to_owned()),
+            })
+        };
+        if let (NetworkMode::Redirect | NetworkMode::Bridge, None, Some(place)) =
+            (network.mode, &network.netns, &self.network_mode)
+        {
+            let problem = format!("`{}` needs a network namespace", network.mode);
+            let hint = "name one in network.netns (OCI: linux.namespaces)";
+            return invalid(place.clone(), problem, hint);
+        }
+        match (network.mode, &self.network_mode, &self.network_addresses) {
+            (NetworkMode::Bridge, Some(place), _) if network.addresses.is_empty() => invalid(
+                place.clone(),
+                "`bridge` needs an address for the guest".to_owned(),
+                "the namespace's own stays the namespace's: name another in network.addresses, as in 192.168.1.7/24",
+            ),
+            (mode, _, Some(place)) if mode != NetworkMode::Bridge => invalid(
+                place.clone(),
+                "is for mode `bridge`".to_owned(),
+                "in mode `redirect` the guest has the namespace's addresses, in mode `own` one of network.pool",
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks what only the whole can tell, and fills in the rest. `whole` is the document whose
     /// missing fields are to be named.
     pub(crate) fn finish(
@@ -317,22 +364,12 @@ impl Draft {
         host: Host,
         strict: bool,
     ) -> Result<LaunchSpec, SpecError> {
+        self.check_network()?;
         let process = self.take_process(whole)?;
         let Some(root) = self.root else {
             return Err(whole.invalid(&FieldPath::new(root_field), "is missing"));
         };
         let root_path = root_directory(root)?;
-        if let (NetworkMode::Redirect | NetworkMode::Bridge, None, Some(place)) = (
-            self.network.mode,
-            &self.network.netns,
-            self.network_mode.take(),
-        ) {
-            return Err(SpecError::Invalid {
-                place: Box::new(place),
-                problem: format!("`{}` needs a network namespace", self.network.mode),
-                hint: Some("name one in network.netns (OCI: linux.namespaces)".to_owned()),
-            });
-        }
         let machine = self.machine.resolve(host, &mut self.warnings)?;
         let own = |content: &mut Content, mapped: bool| {
             if !mapped {

@@ -9,7 +9,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 
-use crate::model::{Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Trust, Writes};
+use crate::addresses::{Domain, Ip, Listed, Net, Pool, TapPrefix};
+use crate::model::{
+    Antispoof, Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Trust, Writes,
+};
 use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -132,6 +135,14 @@ pub(crate) struct Disk {
 pub(crate) struct Network {
     pub(crate) netns: Option<HostPath>,
     pub(crate) mode: Option<Named<NetworkMode>>,
+    pub(crate) antispoof: Option<Named<Antispoof>>,
+    pub(crate) tap_prefix: Option<TapPrefix>,
+    pub(crate) addresses: Option<Listed<Net>>,
+    pub(crate) gateways: Option<Listed<Ip>>,
+    pub(crate) dns: Option<Listed<Ip>>,
+    pub(crate) search: Option<Listed<Domain>>,
+    pub(crate) pool: Option<Pool>,
+    pub(crate) nat: Option<bool>,
     pub(crate) rate_limit: Option<RateLimit>,
 }
 

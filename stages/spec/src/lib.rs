@@ -13,8 +13,8 @@
 //!
 //! 1. `text`: bytes to a tree of values that know where they stand, JSON and YAML alike, within
 //!    limits that no input passes.
-//! 2. `oci`, `launch_file`: the fields there are, as plain serde structs; `values` has those with a syntax of
-//!    their own. Nothing has a default yet.
+//! 2. `oci`, `launch_file`: the fields there are, as plain serde structs; `values` and `addresses` have those with a
+//!    syntax of their own. Nothing has a default yet.
 //! 3. `layers`: an OCI config, its `dev.fcpipe.*` annotations, a launch file, `--set`: in this order, the
 //!    later over the earlier, into a `draft`; `mounts` reads one mount.
 //! 4. `draft`, `machine`: defaults, clamps, and what only the whole can tell, into the [`LaunchSpec`].
@@ -29,6 +29,7 @@
 //! Architecture invariant: an error has a place. Code that refuses a value holds the document and the
 //! [field path](SpecError::field) it came from.
 
+mod addresses;
 mod draft;
 mod error;
 mod host;

@@ -4,7 +4,10 @@
 //! image are `PathBuf`s too, but always begin with `/` and are never opened on the host.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net};
 
 /// One launch, with every default filled in and every rule of the spec checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -258,13 +261,66 @@ pub enum Backing {
     Lazy,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     /// The network namespace the platform has prepared.
     pub netns: Option<PathBuf>,
     pub mode: NetworkMode,
+    pub antispoof: Antispoof,
+    /// What the TAPs' names begin with: 1 to 10 bytes.
+    pub tap_prefix: String,
+    /// The guest's, in mode `bridge`.
+    pub addresses: Vec<IpNet>,
+    /// The guest's default routes, in mode `bridge`: at most one for each family.
+    pub gateways: Vec<IpAddr>,
+    /// The guest's resolvers; `None` are the host's.
+    pub dns: Option<Vec<IpAddr>>,
+    /// Domains that names are looked up in.
+    pub search: Vec<String>,
+    /// Where mode `own` takes addresses from.
+    pub pool: Ipv4Net,
+    /// Mode `own`: the guest reaches what the host reaches.
+    pub nat: bool,
     /// For each direction on its own.
     pub rate_limit: RateLimit,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        let pool = Ipv4Net::new_assert(Ipv4Addr::new(10, 213, 0, 0), 16);
+        Network {
+            netns: None,
+            mode: NetworkMode::default(),
+            antispoof: Antispoof::default(),
+            tap_prefix: "b9fc_".to_owned(),
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            dns: None,
+            search: Vec::new(),
+            pool,
+            nat: false,
+            rate_limit: RateLimit::default(),
+        }
+    }
+}
+
+impl Network {
+    /// The mode with `auto` decided.
+    pub fn decided(&self) -> NetworkMode {
+        match (self.mode, &self.netns) {
+            (NetworkMode::Auto, Some(_)) => NetworkMode::Redirect,
+            (NetworkMode::Auto, None) => NetworkMode::None,
+            (mode, _) => mode,
+        }
+    }
+}
+
+/// Whether a guest may only send as itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Antispoof {
+    #[default]
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -320,6 +376,7 @@ choices! {
     NetworkMode {
         Auto = "auto", Redirect = "redirect", Bridge = "bridge", None = "none", Own = "own",
     }
+    Antispoof { On = "on", Off = "off" }
     CpuTemplate { C3 = "C3", T2 = "T2", T2S = "T2S", T2CL = "T2CL", T2A = "T2A", V1N1 = "V1N1" }
     HugePages { None = "none", TwoMiB = "2MiB" }
 }

@@ -230,6 +230,8 @@ macro_rules! from_text {
     };
 }
 
+pub(crate) use from_text;
+
 from_text! {
     Text: "a string";
     HostPath: "a path";

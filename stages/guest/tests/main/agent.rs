@@ -322,6 +322,7 @@ pub(crate) fn config() -> GuestConfig {
         mounts: GuestMount::defaults(),
         wall_clock: None,
         entropy: None,
+        network: None,
     }
 }
 

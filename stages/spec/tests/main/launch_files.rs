@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use fcpipe_spec::{
-    Backing, Group, LoadOptions, MountKind, NetworkMode, Policy, RateLimit, SpecError, Writes, load,
+    Antispoof, Backing, Group, LoadOptions, MountKind, NetworkMode, Policy, RateLimit, SpecError,
+    Writes, load,
 };
 use serde_json::json;
 
@@ -115,6 +116,51 @@ fn a_launch_file_needs_a_root_and_a_process() {
         .load("l.yaml", "process: {args: [a]}\nrootfs:\n  path: nothing\n")
         .unwrap_err();
     at(&error, &file, 3, 9, "rootfs.path");
+}
+
+#[test]
+fn a_network_has_lists_as_lists_or_as_texts() {
+    let bench = Bench::new();
+    let file = bench.path().join("l.yaml");
+    let launch = |network: &str| format!("rootfs: .\nprocess: {{args: [a]}}\nnetwork: {network}\n");
+    let spec = bench
+        .load(
+            "l.yaml",
+            &launch("{netns: /n, mode: bridge, addresses: [192.168.1.7/24, 'fd00::7/64'], gateways: '192.168.1.1, fd00::1', antispoof: off, tap_prefix: t_, dns: 10.0.0.2, search: a.example}"),
+        )
+        .unwrap();
+    let network = &spec.network;
+    assert_eq!(network.decided(), NetworkMode::Bridge);
+    let addresses: Vec<String> = network.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["192.168.1.7/24", "fd00::7/64"]);
+    assert_eq!(network.gateways.len(), 2);
+    assert_eq!(network.antispoof, Antispoof::Off);
+    assert_eq!(network.tap_prefix, "t_");
+    assert_eq!(
+        network.dns.as_deref(),
+        Some(&["10.0.0.2".parse().unwrap()][..])
+    );
+    assert_eq!(network.search, ["a.example"]);
+
+    let refused = |network: &str| bench.load("l.yaml", &launch(network)).unwrap_err();
+    let error = refused("{netns: /n, mode: bridge}");
+    at(&error, &file, 3, 28, "network.mode");
+    assert!(error.to_string().contains("needs an address"), "{error}");
+    let error = refused("{netns: /n, addresses: 192.168.1.7/24}");
+    assert!(
+        error.to_string().contains("is for mode `bridge`"),
+        "{error}"
+    );
+    for wrong in [
+        "{addresses: [192.168.1.7]}",
+        "{dns: [resolver.example]}",
+        "{tap_prefix: sixteen_letters_}",
+        "{pool: 10.0.0.1/24}",
+        "{antispoof: false}",
+        "{search: 'a\nb'}",
+    ] {
+        refused(wrong);
+    }
 }
 
 /// A bundle in `bundle/`, with a mount and settings of its own.
