@@ -8,6 +8,7 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
+use crate::addresses::{Domain, Ip, Listed, Net, Pool, TapPrefix};
 use crate::launch_file::{LaunchFile, Rootfs};
 use crate::model::{Choice, Trust};
 use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
@@ -81,6 +82,40 @@ texts! {
         "description": "INSIDE:HOST:SIZE, with u: or g: before it for users or groups alone; or a list of these.",
         "examples": ["0:100000:65536"]
     };
+    Ip: {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]};
+    Net: {
+        "type": "string",
+        "pattern": "^[0-9A-Fa-f.:]+/[0-9]+$",
+        "description": "An address with its prefix.",
+        "examples": ["192.168.1.7/24"]
+    };
+    Domain: {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,253}$"};
+    Pool: {
+        "type": "string",
+        "pattern": "^[0-9.]+/[0-9]+$",
+        "description": "A network of IPv4.",
+        "examples": ["10.213.0.0/16"]
+    };
+    TapPrefix: {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_-]{0,9}$"};
+}
+
+impl<T: JsonSchema> JsonSchema for Listed<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Listed{}", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                {"type": "array", "items": generator.subschema_for::<T>()},
+                {"type": "string", "description": "The items, with commas between them."}
+            ]
+        })
+    }
 }
 
 impl<T: Choice> JsonSchema for Named<T> {
