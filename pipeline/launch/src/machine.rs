@@ -118,9 +118,7 @@ impl Effect for PrepareMachine {
             vsock_cid: 3,
             dir: entry.dir.clone(),
             inherit: vec![Arc::new(lease.file.into())],
-            netns: None,
             cage: cage.clone(),
-            nics: Vec::new(),
             netns: network.as_ref().map(|network| network.namespace.fd()),
             nics: network.map_or_else(Vec::new, |network| network.nics.clone()),
             tuning: self.tuning.clone(),
@@ -376,10 +374,10 @@ impl Effect for RunProcess {
     fn make(&self, _: &NoEntry, cx: &Cx) -> Result<ExitStatus, Failure> {
         let booted = cx.get(&self.booted)?;
         let Booted {
-            machine, session, ..
             machine,
             session,
             network,
+            ..
         } = &*booted;
         let start = self.start.lock();
         let start = start.unwrap_or_else(PoisonError::into_inner).take();
