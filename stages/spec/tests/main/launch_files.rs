@@ -126,7 +126,7 @@ fn a_network_has_lists_as_lists_or_as_texts() {
     let spec = bench
         .load(
             "l.yaml",
-            &launch("{netns: /n, mode: bridge, addresses: [192.168.1.7/24, 'fd00::7/64'], gateways: '192.168.1.1, fd00::1', antispoof: off, tap_prefix: t_, dns: 10.0.0.2, search: a.example}"),
+            launch("{netns: /n, mode: bridge, addresses: [192.168.1.7/24, 'fd00::7/64'], gateways: '192.168.1.1, fd00::1', antispoof: off, tap_prefix: t_, dns: 10.0.0.2, search: a.example}"),
         )
         .unwrap();
     let network = &spec.network;
@@ -142,7 +142,7 @@ fn a_network_has_lists_as_lists_or_as_texts() {
     );
     assert_eq!(network.search, ["a.example"]);
 
-    let refused = |network: &str| bench.load("l.yaml", &launch(network)).unwrap_err();
+    let refused = |network: &str| bench.load("l.yaml", launch(network)).unwrap_err();
     let error = refused("{netns: /n, mode: bridge}");
     at(&error, &file, 3, 28, "network.mode");
     assert!(error.to_string().contains("needs an address"), "{error}");
