@@ -30,6 +30,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("cpio", "cpio"),
     ("strace", "strace"),
     ("fuse2fs", "fuse2fs"),
+    ("runc", "runc"),
 ];
 
 /// The package that always names the newest kernel for virtual machines.

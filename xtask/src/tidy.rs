@@ -61,12 +61,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("fcpipe-proto", &[]),
     ("fcpipe-fake-firecracker", &["fcpipe-proto"]),
     ("fcpipe-treegen", &["fcpipe-tree"]),
+    ("fcpipe-probe", &[]),
     ("fcpipe-benches", &[]),
     ("xtask", &[]),
 ];
 
 /// Crates that speak to people; everything else returns values.
-const PRINTERS: &[&str] = &["pipeline/cli", "stages/guest", "xtask"];
+const PRINTERS: &[&str] = &["fixtures/probe", "pipeline/cli", "stages/guest", "xtask"];
 
 /// What stands at the top level.
 const TOP: &[&str] = &[

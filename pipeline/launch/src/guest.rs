@@ -2,11 +2,22 @@
 
 use std::path::Path;
 
-use fcpipe_proto::{GuestConfig, GuestMount, Process, RootFs, WallClock, Writes};
-use fcpipe_spec::{LaunchSpec, MountKind};
+use fcpipe_engine::{Failure, FailureKind};
+use fcpipe_proto::confine::{
+    Capabilities, Confinement, Device, DeviceKind, Hook, HookState, Hooks, Limits, Propagation,
+};
+use fcpipe_proto::{
+    GuestConfig, GuestMount, Process, Rlimit, RootFs, WallClock, WindowSize, Writes,
+};
+use fcpipe_spec::{LaunchSpec, MountKind, Personality};
+
+use crate::seccomp;
+
+/// The version of the OCI specification that a state is written by.
+const OCI_VERSION: &str = "1.2.0";
 
 /// The container that the spec describes, its root on the machine's first disk.
-pub(crate) fn config(spec: &LaunchSpec) -> GuestConfig {
+pub(crate) fn config(spec: &LaunchSpec, id: &str) -> GuestConfig {
     let mut mounts = Vec::new();
     if !spec
         .mounts
@@ -54,12 +65,81 @@ pub(crate) fn config(spec: &LaunchSpec) -> GuestConfig {
         entropy: None,
         // What the network is like is known when it is made.
         network: None,
+        confinement: confinement(spec),
+        hooks: hooks(spec, id),
+    }
+}
+
+fn confinement(spec: &LaunchSpec) -> Confinement {
+    let linux = &spec.linux;
+    let device = |device: &fcpipe_spec::Device| Device {
+        path: device.path.clone(),
+        kind: match device.kind {
+            fcpipe_spec::DeviceKind::Character => DeviceKind::Character,
+            fcpipe_spec::DeviceKind::Block => DeviceKind::Block,
+            fcpipe_spec::DeviceKind::Fifo => DeviceKind::Fifo,
+        },
+        major: device.major,
+        minor: device.minor,
+        mode: device.mode,
+        uid: device.uid,
+        gid: device.gid,
+    };
+    Confinement {
+        masked_paths: linux.masked_paths.clone(),
+        readonly_paths: linux.readonly_paths.clone(),
+        sysctl: linux.sysctl.clone(),
+        devices: linux.devices.iter().map(device).collect(),
+        root_propagation: linux.root_propagation.map(|propagation| match propagation {
+            fcpipe_spec::Propagation::Shared => Propagation::Shared,
+            fcpipe_spec::Propagation::Slave => Propagation::Slave,
+            fcpipe_spec::Propagation::Private => Propagation::Private,
+            fcpipe_spec::Propagation::Unbindable => Propagation::Unbindable,
+        }),
+        limits: Limits {
+            pids: linux.pids_limit,
+            unified: linux.unified.clone(),
+        },
+    }
+}
+
+fn hooks(spec: &LaunchSpec, id: &str) -> Hooks {
+    let list = |hooks: &[fcpipe_spec::Hook]| {
+        let hook = |hook: &fcpipe_spec::Hook| Hook {
+            path: hook.path.clone(),
+            args: hook.args.clone(),
+            env: hook.env.clone(),
+            timeout_seconds: hook.timeout,
+        };
+        hooks.iter().map(hook).collect()
+    };
+    let bundle = spec.file.parent().map(text).unwrap_or_default();
+    Hooks {
+        create_container: list(&spec.hooks.create_container),
+        start_container: list(&spec.hooks.start_container),
+        state: Some(HookState {
+            oci_version: OCI_VERSION.to_owned(),
+            id: id.to_owned(),
+            bundle,
+            annotations: spec.annotations.clone(),
+        }),
     }
 }
 
 /// A process of a spec, as the agent is told of it.
-pub fn process_of(process: &fcpipe_spec::Process) -> Process {
-    Process {
+///
+/// # Errors
+/// For a filter of system calls that is larger than the kernel takes.
+pub fn process_of(process: &fcpipe_spec::Process) -> Result<Process, Failure> {
+    let filter = process.seccomp.as_ref().map(seccomp::compile).transpose();
+    let filter = filter
+        .map_err(|e| Failure::new("", FailureKind::Spec, "linux.seccomp", Some(Box::new(e))))?;
+    let limit = |limit: &fcpipe_spec::Rlimit| Rlimit {
+        kind: limit.kind.clone(),
+        soft: limit.soft,
+        hard: limit.hard,
+    };
+    Ok(Process {
         args: process.args.clone(),
         env: process.env.clone(),
         cwd: text(&process.cwd),
@@ -68,11 +148,27 @@ pub fn process_of(process: &fcpipe_spec::Process) -> Process {
         additional_gids: process.additional_gids.clone(),
         umask: process.umask,
         terminal: process.terminal,
-        console_size: None,
+        console_size: process.console_size.map(|size| WindowSize {
+            rows: size.rows,
+            columns: size.columns,
+        }),
         no_new_privileges: process.no_new_privileges,
-        rlimits: Vec::new(),
-        oom_score_adj: None,
-    }
+        rlimits: process.rlimits.iter().map(limit).collect(),
+        oom_score_adj: process.oom_score_adj,
+        capabilities: process.capabilities.map(|sets| Capabilities {
+            bounding: sets.bounding,
+            effective: sets.effective,
+            inheritable: sets.inheritable,
+            permitted: sets.permitted,
+            ambient: sets.ambient,
+        }),
+        seccomp: filter,
+        // `PER_…` of linux/personality.h
+        personality: process.personality.map(|domain| match domain {
+            Personality::Linux => 0,
+            Personality::Linux32 => 8,
+        }),
+    })
 }
 
 /// A path of a spec is text: it was read from JSON or YAML.

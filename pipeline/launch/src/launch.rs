@@ -10,14 +10,14 @@ use fcpipe_engine::{
     OutputFile, Receipt, Row, Run, Settings, Store,
 };
 use fcpipe_kernel::KernelStore;
-use fcpipe_proto::ExitStatus;
 use fcpipe_proto::host::RunningProcess;
+use fcpipe_proto::{ExitStatus, Process};
 use fcpipe_spec::{LaunchId, LaunchSpec};
 use fcpipe_vmm::{ShimProgram, Vmm};
 
 use crate::cgroup::MakeCgroup;
 use crate::disk::{ChooseWrites, PrivateDisk, Writes};
-use crate::guest::{self, process_of};
+use crate::guest;
 use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
 use crate::kernel::{ChosenKernel, FindKernel, GUEST, Initrd, MakeInitrd};
 use crate::machine::{Boot, Booted, Guest, PrepareMachine, RunProcess, Streams};
@@ -214,6 +214,14 @@ pub fn run(
     host: &Host,
     lead: impl FnOnce(&Live<'_>) -> Result<ExitStatus, Failure>,
 ) -> Launched<ExitStatus> {
+    let process = match guest::process_of(&spec.process) {
+        Ok(process) => process,
+        Err(failure) => {
+            // Nothing was made in it.
+            let _ = launch.remove();
+            return Launched::failed(failure);
+        }
+    };
     let run = match Run::start(host.settings(request.id.as_str(), spec, Some(launch))) {
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
@@ -222,7 +230,7 @@ pub fn run(
     let live = Live {
         run: &run,
         booted: graph.booted,
-        spec,
+        process,
     };
     let result = settle(&run, &graph.booted, &host.store, || lead(&live));
     if let Err(failure) = &result {
@@ -236,7 +244,7 @@ pub fn run(
 pub struct Live<'a> {
     run: &'a Run,
     booted: Node<Booted>,
-    spec: &'a LaunchSpec,
+    process: Process,
 }
 
 impl Live<'_> {
@@ -256,7 +264,7 @@ impl Live<'_> {
     ) -> Result<ExitStatus, Failure> {
         let process = RunProcess::new(
             self.booted,
-            process_of(&self.spec.process),
+            self.process.clone(),
             Some((streams, Box::new(started))),
         );
         let node = self.run.effect(PROCESS, process);
@@ -273,9 +281,10 @@ impl Live<'_> {
 pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Planned, Failure> {
     let mut settings = host.settings(request.id.as_str(), spec, None);
     settings.plan = true;
+    let process = guest::process_of(&spec.process)?;
     let run = Run::start(settings)?;
     let graph = graph_of_run(&run, spec, request, host);
-    let process = RunProcess::new(graph.booted, process_of(&spec.process), None);
+    let process = RunProcess::new(graph.booted, process, None);
     run.effect(PROCESS, process);
     let writes = run.wait(&graph.writes);
     let finished = run.finish();
@@ -341,7 +350,7 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
             disks,
             network,
             boot_id: request.id.as_str().to_owned(),
-            config: guest::config(spec),
+            config: guest::config(spec, request.id.as_str()),
             timeout: request.boot_timeout,
         },
     );

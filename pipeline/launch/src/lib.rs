@@ -31,6 +31,7 @@ mod machine;
 mod network;
 mod output;
 mod scan;
+mod seccomp;
 mod stock;
 mod stored;
 mod tuning;

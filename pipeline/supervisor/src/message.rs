@@ -69,6 +69,11 @@ impl ExecProcess {
             process.uid = uid;
             process.gid = gid.unwrap_or(process.gid);
         }
+        // What confines the container confines all in it, and what a process does not say of itself it has from the first,
+        // as with runc.
+        process.seccomp.clone_from(&own.seccomp);
+        process.personality = own.personality;
+        process.capabilities = process.capabilities.or(own.capabilities);
         process
     }
 }

@@ -182,7 +182,7 @@ fn lead(
     );
     record.annotations = order.spec.annotations.clone();
     let told = Events::open(&dir, order.id.as_str()).map_err(|e| host_failed("events", &e))?;
-    let own = fcpipe_launch::process_of(&order.spec.process);
+    let own = fcpipe_launch::process_of(&order.spec.process).map_err(|e| Failed::from(&e))?;
     let life = Arc::new(Life::new(dir.clone(), record, told, own, cancel));
     signals::follow(set, Arc::clone(&life)).map_err(|e| host_failed("signals", &e))?;
     server::listen(&dir, Arc::clone(&life)).map_err(|e| host_failed("the control socket", &e))?;
@@ -275,11 +275,24 @@ struct Hooks {
 }
 
 impl Hooks {
-    fn of(_spec: &LaunchSpec) -> Self {
+    fn of(spec: &LaunchSpec) -> Self {
+        let list = |hooks: &[fcpipe_spec::Hook]| {
+            let hook = |hook: &fcpipe_spec::Hook| Hook {
+                path: hook.path.clone().into(),
+                args: hook.args.clone(),
+                env: hook.env.clone(),
+                timeout: hook.timeout.map(u64::from),
+            };
+            hooks.iter().map(hook).collect::<Vec<_>>()
+        };
+        let hooks = &spec.hooks;
         Hooks {
-            create: Vec::new(),
-            poststart: Vec::new(),
-            poststop: Vec::new(),
+            create: vec![
+                ("prestart", list(&hooks.prestart)),
+                ("createRuntime", list(&hooks.create_runtime)),
+            ],
+            poststart: list(&hooks.poststart),
+            poststop: list(&hooks.poststop),
         }
     }
 }

@@ -291,6 +291,9 @@ impl Agent {
         {
             say(&format!("no entropy from the host: {e}"));
         }
+        if let Some(cgroup) = &self.settings.cgroup {
+            cgroup.apply(&config.confinement.limits)?;
+        }
         let disk = |number| {
             (self.settings.disk)(number)
                 .ok_or_else(|| refusal(&format!("there is no disk {number}")))

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT};
 use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::agent::{Agent, Settings};
@@ -20,6 +21,9 @@ use crate::{net, serve, vsock};
 const MODULES: &str = "/modules";
 /// The agent's own root, while it is not yet the root.
 const NEW_ROOT: &str = "/newroot";
+
+/// How many files a process may open at the most, as systemd has it.
+const OPEN_FILES: u64 = 524_288;
 
 /// Init's life. Whatever goes wrong ends the machine: a VM without an agent is of no use.
 pub fn main() -> ! {
@@ -54,6 +58,14 @@ fn run() -> Result<(), BootError> {
     let boot_id = boot_id_of(&boot_id).unwrap_or_default().to_owned();
     fs::write("/proc/self/oom_score_adj", "-1000")
         .map_err(at("writing", "/proc/self/oom_score_adj"))?;
+    // The kernel's own default for it is too few for servers. Inherited by all processes that bring no limit.
+    let open_files = Rlimit {
+        current: Some(1024),
+        maximum: Some(OPEN_FILES),
+    };
+    if let Err(e) = setrlimit(Resource::Nofile, open_files) {
+        say(&format!("few files can be open: {e}"));
+    }
     if let Err(e) = net::loopback_up() {
         say(&format!("lo stays down: {e}"));
     }

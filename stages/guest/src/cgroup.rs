@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use fcpipe_proto::confine::Limits;
+use fcpipe_proto::{Failure, FailureKind};
 use rustix::mount::{MountFlags, mount};
 
 /// Memory that the workload can never have: for the agent and for the kernel's own work.
@@ -25,7 +27,7 @@ impl Cgroup {
     pub fn mount(root: &Path) -> io::Result<Self> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("cgroup2", root, "cgroup2", flags, c"nsdelegate")?;
-        for controller in ["+pids", "+memory", "+cpu"] {
+        for controller in ["+pids", "+memory", "+cpu", "+io", "+cpuset"] {
             // One that is missing must not keep the others out.
             let _ = put(&root.join("cgroup.subtree_control"), controller);
         }
@@ -47,6 +49,42 @@ impl Cgroup {
         if let Ok(threads) = threads.trim().parse::<u64>() {
             let most = threads.saturating_sub(RESERVED_TASKS).max(threads / 2);
             put(&self.path.join("pids.max"), &most.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The limits of a spec, inside those that are there.
+    ///
+    /// # Errors
+    /// Which one the kernel does not take.
+    pub(crate) fn apply(&self, limits: &Limits) -> Result<(), Failure> {
+        let pids = limits.pids.map(|most| ("pids.max", most.to_string()));
+        let unified = limits
+            .unified
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.clone()));
+        for (name, value) in pids.into_iter().chain(unified) {
+            if name.contains('/') || name.starts_with("cgroup.") {
+                let why = "is no limit of the container's cgroup";
+                return Err(Failure::new(FailureKind::Setup, Some(name), why));
+            }
+            let wanted = value.trim();
+            let value = match (name, self.number(name)) {
+                // The agent's reserve is out of reach.
+                ("pids.max" | "memory.max", Some(most)) => match wanted.parse::<u64>() {
+                    Ok(number) => number.min(most).to_string(),
+                    Err(_) if wanted == "max" => continue,
+                    Err(_) => value,
+                },
+                _ => value,
+            };
+            put(&self.path.join(name), &value).map_err(|e| {
+                Failure::new(
+                    FailureKind::Setup,
+                    Some(name),
+                    format!("setting the limit: {e}"),
+                )
+            })?;
         }
         Ok(())
     }

@@ -63,8 +63,12 @@ pub(crate) fn send(
     bytes[..4].copy_from_slice(&len.to_le_bytes());
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut room);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if fds.is_empty() {
+        // By write(2), which no filter of system calls is without.
+        return to.write_all(&bytes);
     }
     let sent = sendmsg(
         &*to,

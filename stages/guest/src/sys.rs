@@ -6,8 +6,9 @@
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use fcpipe_proto::confine::Instruction;
 use nix::libc;
 
 /// Gives every signal its default action and blocks none. The Rust runtime ignores SIGPIPE, and
@@ -79,6 +80,61 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: u8) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Filters the system calls of this process from now on.
+///
+/// # Errors
+/// `EACCES` without CAP_SYS_ADMIN or "no new privileges"; `EINVAL` for a program that the kernel does not take.
+pub fn seccomp(flags: u32, program: &[Instruction]) -> io::Result<()> {
+    let filter: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|&Instruction(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
+        .collect();
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel reads the structure and `len` instructions, which live until the call returns, and writes
+    // nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets the execution domain (personality(2)).
+///
+/// # Errors
+/// Those of the kernel.
+pub fn personality(persona: u32) -> io::Result<()> {
+    // SAFETY: only a number is passed.
+    match unsafe { libc::personality(libc::c_ulong::from(persona)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Has the command's program find itself in another root.
+pub fn spawn_in_root(command: &mut std::process::Command, root: OwnedFd) {
+    let enter = move || {
+        rustix::process::fchdir(&root)?;
+        rustix::process::chroot(c".")?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec two system calls are made, which take no lock and no memory.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, enter);
     }
 }
 

@@ -52,25 +52,24 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let session = Session::connect(stream, boot_id, deadline)?;
     say("hands shaken")?;
     let config = GuestConfig {
-        root: RootFs {
-            disk: 0,
-            fstype: "ext4".to_owned(),
-            disk_readonly: has("ro"),
-            readonly: has("ro"),
-            writes: if has("overlay") {
-                Writes::Overlay { scratch: 1 }
-            } else if has("snapshot") {
-                Writes::Snapshot { scratch: 1 }
-            } else {
-                Writes::Direct
-            },
-        },
         hostname: Some("guest".to_owned()),
-        domainname: None,
-        mounts: GuestMount::defaults(),
         wall_clock: Some(WallClock::now()),
-        entropy: None,
-        network: None,
+        ..GuestConfig::new(
+            RootFs {
+                disk: 0,
+                fstype: "ext4".to_owned(),
+                disk_readonly: has("ro"),
+                readonly: has("ro"),
+                writes: if has("overlay") {
+                    Writes::Overlay { scratch: 1 }
+                } else if has("snapshot") {
+                    Writes::Snapshot { scratch: 1 }
+                } else {
+                    Writes::Direct
+                },
+            },
+            GuestMount::defaults(),
+        )
     };
     session.configure(&config, deadline)?;
     say("configured")?;

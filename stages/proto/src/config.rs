@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::confine::{Confinement, Hooks};
 use crate::network::GuestNetwork;
 
 /// Everything about the container but its processes. It goes in the connection and not on the
@@ -26,6 +27,28 @@ pub struct GuestConfig {
     /// `None`: the loopback alone.
     #[serde(default)]
     pub network: Option<GuestNetwork>,
+    #[serde(default)]
+    pub confinement: Confinement,
+    #[serde(default)]
+    pub hooks: Hooks,
+}
+
+impl GuestConfig {
+    /// A container of this root and these mounts, with nothing else set.
+    #[must_use]
+    pub fn new(root: RootFs, mounts: Vec<GuestMount>) -> Self {
+        GuestConfig {
+            root,
+            hostname: None,
+            domainname: None,
+            mounts,
+            wall_clock: None,
+            entropy: None,
+            network: None,
+            confinement: Confinement::default(),
+            hooks: Hooks::default(),
+        }
+    }
 }
 
 /// The disk that holds the container's root.

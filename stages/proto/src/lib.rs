@@ -7,7 +7,7 @@
 //! Where to begin reading:
 //! - [`frame`]: bytes on the wire, and the limits on them;
 //! - [`message`]: the control messages, which are JSON in a frame;
-//! - [`config`], [`process`] and [`stats`]: what those messages carry;
+//! - [`config`], [`process`], [`confine`] and [`stats`]: what those messages carry;
 //! - [`mux`]: one connection's streams, with credit windows; both ends use it;
 //! - [`host`]: [`host::Session`], what a launcher uses;
 //! - [`guest`]: [`guest::Connection`], what the agent uses.
@@ -21,6 +21,7 @@
 //! knows which VMM lies between the two ends. There is no async; threads are named.
 
 pub mod config;
+pub mod confine;
 pub mod error;
 pub mod frame;
 pub mod guest;
@@ -34,6 +35,7 @@ pub mod stats;
 pub mod stream;
 
 pub use config::{GuestConfig, GuestMount, RootFs, WallClock, Writes};
+pub use confine::{Capabilities, Confinement, Hooks, Seccomp};
 pub use error::ProtoError;
 pub use network::{GuestAddress, GuestInterface, GuestNetwork, GuestRoute, ResolvConf};
 pub use process::{ExitStatus, Failure, FailureKind, Process, ProcessId, Rlimit, WindowSize};

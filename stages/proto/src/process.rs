@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::confine::{Capabilities, Seccomp};
 use serde::{Deserialize, Serialize};
 
 /// A process of one VM. 1 is the container's own, its PID 1; the host numbers the others as it
@@ -83,6 +84,14 @@ pub struct Process {
     /// -1000 to 1000; `None`: 0.
     #[serde(default)]
     pub oom_score_adj: Option<i32>,
+    /// `None`: all that the guest's kernel has.
+    #[serde(default)]
+    pub capabilities: Option<Capabilities>,
+    #[serde(default)]
+    pub seccomp: Option<Seccomp>,
+    /// As `personality(2)` takes it.
+    #[serde(default)]
+    pub personality: Option<u32>,
 }
 
 impl Process {
@@ -102,6 +111,9 @@ impl Process {
             no_new_privileges: false,
             rlimits: Vec::new(),
             oom_score_adj: None,
+            capabilities: None,
+            seccomp: None,
+            personality: None,
         }
     }
 }

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::addresses::{Domain, Ip, Listed};
+use crate::confine::{Capabilities, ConsoleSize, Hooks, Linux, Personality, Rlimit, Seccomp};
 use crate::error::{Place, SpecError, escaped, quoted, shown};
 use crate::host::Host;
 use crate::launch_file::{self, LaunchFile, Settings};
+use crate::linux;
 use crate::machine::{Said, Wanted};
 use crate::model::{
     Balloon, Content, Disk, LaunchSpec, Mount, MountKind, Network, NetworkMode, Process, RateLimit,
@@ -36,6 +38,15 @@ pub(crate) struct Draft {
     user: User,
     terminal: bool,
     no_new_privileges: bool,
+    console_size: Option<ConsoleSize>,
+    /// `None`: all there are.
+    pub(crate) capabilities: Option<Capabilities>,
+    rlimits: Vec<Rlimit>,
+    oom_score_adj: Option<i32>,
+    pub(crate) seccomp: Option<Seccomp>,
+    pub(crate) personality: Option<Personality>,
+    pub(crate) linux: Linux,
+    pub(crate) hooks: Hooks,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
     pub(crate) machine: Wanted,
@@ -206,6 +217,51 @@ impl Draft {
         }
         self.terminal = process.terminal.unwrap_or(self.terminal);
         self.no_new_privileges = process.no_new_privileges.unwrap_or(self.no_new_privileges);
+        if let Some(size) = process.console_size {
+            self.console_size = Some(linux::console_size(doc, &path.key("consoleSize"), size)?);
+        }
+        if let Some(sets) = process.capabilities {
+            let path = path.key("capabilities");
+            self.capabilities = Some(linux::capabilities(self, doc, &path, sets));
+        }
+        if let Some(limits) = process.rlimits {
+            self.rlimits = linux::rlimits(doc, &path.key("rlimits"), limits)?;
+        }
+        if let Some(score) = process.oom_score_adj {
+            self.oom_score_adj = Some(linux::oom_score_adj(doc, &path.key("oomScoreAdj"), score)?);
+        }
+        let said = |text: Option<Text>| text.is_some_and(|text| !text.0.is_empty());
+        for (name, there, why) in [
+            (
+                "apparmorProfile",
+                said(process.apparmor_profile),
+                "the guest has no AppArmor",
+            ),
+            (
+                "selinuxLabel",
+                said(process.selinux_label),
+                "the guest has no SELinux",
+            ),
+            (
+                "scheduler",
+                process.scheduler.is_some(),
+                "all of the guest's CPU time is the process's",
+            ),
+            (
+                "ioPriority",
+                process.io_priority.is_some(),
+                "all of the guest's disk is the process's",
+            ),
+            (
+                "execCPUAffinity",
+                process.exec_cpu_affinity.is_some(),
+                "the guest's CPUs are not the host's",
+            ),
+        ] {
+            if there {
+                self.warn(doc, &path.key(name), format!("is ignored: {why}"));
+            }
+        }
         Ok(())
     }
 
@@ -320,6 +376,12 @@ impl Draft {
             umask: self.user.umask,
             terminal: self.terminal,
             no_new_privileges: self.no_new_privileges,
+            console_size: self.console_size,
+            capabilities: self.capabilities,
+            rlimits: std::mem::take(&mut self.rlimits),
+            oom_score_adj: self.oom_score_adj,
+            seccomp: self.seccomp.take(),
+            personality: self.personality,
         })
     }
 
@@ -404,6 +466,8 @@ impl Draft {
         Ok(LaunchSpec {
             file,
             process,
+            linux: self.linux,
+            hooks: self.hooks,
             root: Root {
                 path: root_path,
                 readonly: self.root_readonly,

@@ -7,7 +7,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer};
 
 use crate::addresses::{Domain, Ip, Listed, Net, Pool, TapPrefix};
 use crate::model::{
@@ -70,6 +70,48 @@ pub(crate) struct Process {
     pub(crate) user: Option<User>,
     pub(crate) terminal: Option<bool>,
     pub(crate) no_new_privileges: Option<bool>,
+    pub(crate) console_size: Option<ConsoleSize>,
+    pub(crate) capabilities: Option<Capabilities>,
+    pub(crate) rlimits: Option<Vec<Rlimit>>,
+    pub(crate) oom_score_adj: Option<i64>,
+    // What the guest does not have: said, and ignored.
+    #[schemars(skip)]
+    pub(crate) apparmor_profile: Option<Text>,
+    #[schemars(skip)]
+    pub(crate) selinux_label: Option<Text>,
+    #[schemars(skip)]
+    pub(crate) scheduler: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(crate) io_priority: Option<IgnoredAny>,
+    #[serde(rename = "execCPUAffinity")]
+    #[schemars(skip)]
+    pub(crate) exec_cpu_affinity: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(expecting = "an object")]
+pub(crate) struct ConsoleSize {
+    pub(crate) height: Option<u64>,
+    pub(crate) width: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(expecting = "an object")]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: Option<Vec<Text>>,
+    pub(crate) effective: Option<Vec<Text>>,
+    pub(crate) inheritable: Option<Vec<Text>>,
+    pub(crate) permitted: Option<Vec<Text>>,
+    pub(crate) ambient: Option<Vec<Text>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(expecting = "an object")]
+pub(crate) struct Rlimit {
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<Text>,
+    pub(crate) soft: Option<u64>,
+    pub(crate) hard: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

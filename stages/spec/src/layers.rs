@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::draft::{Draft, Form, Mounted};
 use crate::error::{SpecError, quoted};
 use crate::launch_file::{self, LaunchFile, Settings};
+use crate::linux;
 use crate::machine::Said;
 use crate::model::{IdRange, MountKind};
 use crate::mounts;
@@ -143,8 +144,15 @@ pub(crate) fn oci(draft: &mut Draft, opened: &Opened) -> Result<(), SpecError> {
     if let Some(process) = config.process {
         draft.process(doc, process)?;
     }
+    // A config that speaks of no capabilities gives none, as runc reads it.
+    draft.capabilities.get_or_insert_default();
+    if let Some(hooks) = config.hooks {
+        draft.hooks = linux::hooks(doc, hooks)?;
+    }
     draft.names(doc, config.hostname, config.domainname)?;
-    linux(draft, doc, base, config.linux.unwrap_or_default())?;
+    let mut linux_fields = config.linux.unwrap_or_default();
+    linux::confinement(draft, doc, &FieldPath::new("linux"), &mut linux_fields)?;
+    linux(draft, doc, base, linux_fields)?;
     for (index, mount) in config.mounts.into_iter().flatten().enumerate() {
         let path = FieldPath::new("mounts").index(index);
         oci_mount(draft, doc, base, &path, mount)?;
@@ -208,6 +216,11 @@ fn linux(draft: &mut Draft, doc: &Doc, base: &Path, linux: oci::Linux) -> Result
         match (kind.as_str(), named) {
             ("network", Some(Text(netns))) => draft.network.netns = Some(base.join(netns)),
             ("user", _) => user_namespace = true,
+            (_, Some(Text(_))) => draft.warn(
+                doc,
+                &path.key("path"),
+                "is ignored: a namespace of the host cannot be joined from a VM; the guest has one of its own",
+            ),
             _ => {}
         }
         seen.insert(kind);

@@ -17,6 +17,7 @@
 //!    syntax of their own. Nothing has a default yet.
 //! 3. `layers`: an OCI config, its `dev.fcpipe.*` annotations, a launch file, `--set`: in this order, the
 //!    later over the earlier, into a `draft`; `mounts` reads one mount.
+//!    `linux` reads what the guest enforces, into the types of `confine`.
 //! 4. `draft`, `machine`: defaults, clamps, and what only the whole can tell, into the [`LaunchSpec`].
 //!
 //! Begin with [`load`], then `layers.rs`. What each field means to people is in docs/launch-file.md.
@@ -30,12 +31,14 @@
 //! [field path](SpecError::field) it came from.
 
 mod addresses;
+mod confine;
 mod draft;
 mod error;
 mod host;
 mod id;
 mod launch_file;
 mod layers;
+mod linux;
 mod machine;
 mod model;
 mod mounts;
@@ -47,6 +50,10 @@ mod values;
 
 use std::path::Path;
 
+pub use confine::{
+    Capabilities, ConsoleSize, Device, DeviceKind, Hook, Hooks, Linux, Personality, Propagation,
+    Rlimit, Seccomp, SeccompAction, SeccompArch, SeccompArg, SeccompFlag, SeccompOp, SeccompRule,
+};
 pub use error::{Place, SpecError};
 pub use host::Host;
 pub use id::{IdError, LaunchId};

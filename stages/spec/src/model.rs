@@ -9,12 +9,16 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::confine::{Capabilities, ConsoleSize, Hooks, Linux, Personality, Rlimit, Seccomp};
+
 /// One launch, with every default filled in and every rule of the spec checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LaunchSpec {
     /// The file the spec was read from (`config.json` or a launch file).
     pub file: PathBuf,
     pub process: Process,
+    pub linux: Linux,
+    pub hooks: Hooks,
     pub root: Root,
     /// In the order of the spec: a later mount covers an earlier one.
     pub mounts: Vec<Mount>,
@@ -48,6 +52,17 @@ pub struct Process {
     pub umask: Option<u32>,
     pub terminal: bool,
     pub no_new_privileges: bool,
+    /// Of the terminal, at the beginning.
+    pub console_size: Option<ConsoleSize>,
+    /// `None`: all that the guest's kernel has. An OCI config that says nothing gives none at all.
+    pub capabilities: Option<Capabilities>,
+    pub rlimits: Vec<Rlimit>,
+    /// -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// `linux.seccomp`: of this process and all others of the container.
+    pub seccomp: Option<Seccomp>,
+    /// `linux.personality`, likewise.
+    pub personality: Option<Personality>,
 }
 
 /// The root file system of the guest.

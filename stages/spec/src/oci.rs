@@ -8,9 +8,11 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use crate::confine::{ActionName, ArchName, Personality, SeccompFlag, SeccompOp};
 use crate::launch_file::Process;
-use crate::values::{HostPath, Text};
+use crate::values::{HostPath, Named, Text};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
@@ -23,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) domainname: Option<Text>,
     pub(crate) linux: Option<Linux>,
     pub(crate) annotations: Option<BTreeMap<String, Option<String>>>,
+    pub(crate) hooks: Option<Hooks>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +55,85 @@ pub(crate) struct Linux {
     pub(crate) gid_mappings: Option<Vec<IdMapping>>,
     pub(crate) cgroups_path: Option<Text>,
     pub(crate) resources: Option<Resources>,
+    pub(crate) masked_paths: Option<Vec<Text>>,
+    pub(crate) readonly_paths: Option<Vec<Text>>,
+    pub(crate) sysctl: Option<BTreeMap<String, Option<Text>>>,
+    pub(crate) devices: Option<Vec<Device>>,
+    pub(crate) rootfs_propagation: Option<Text>,
+    pub(crate) personality: Option<PersonalityField>,
+    pub(crate) seccomp: Option<Seccomp>,
+    pub(crate) mount_label: Option<Text>,
+    pub(crate) intel_rdt: Option<IgnoredAny>,
+    pub(crate) time_offsets: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct Device {
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<Text>,
+    pub(crate) path: Option<Text>,
+    pub(crate) major: Option<i64>,
+    pub(crate) minor: Option<i64>,
+    pub(crate) file_mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct PersonalityField {
+    pub(crate) domain: Option<Named<Personality>>,
+    pub(crate) flags: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct Seccomp {
+    pub(crate) default_action: Option<Named<ActionName>>,
+    pub(crate) default_errno_ret: Option<u64>,
+    pub(crate) architectures: Option<Vec<Named<ArchName>>>,
+    pub(crate) flags: Option<Vec<Named<SeccompFlag>>>,
+    pub(crate) syscalls: Option<Vec<SeccompRule>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct SeccompRule {
+    pub(crate) names: Option<Vec<Text>>,
+    pub(crate) action: Option<Named<ActionName>>,
+    pub(crate) errno_ret: Option<u64>,
+    pub(crate) args: Option<Vec<SeccompArg>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct SeccompArg {
+    pub(crate) index: Option<u64>,
+    pub(crate) value: Option<u64>,
+    pub(crate) value_two: Option<u64>,
+    pub(crate) op: Option<Named<SeccompOp>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct Hooks {
+    pub(crate) prestart: Option<Vec<Hook>>,
+    pub(crate) create_runtime: Option<Vec<Hook>>,
+    pub(crate) create_container: Option<Vec<Hook>>,
+    pub(crate) start_container: Option<Vec<Hook>>,
+    pub(crate) poststart: Option<Vec<Hook>>,
+    pub(crate) poststop: Option<Vec<Hook>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Hook {
+    pub(crate) path: Option<Text>,
+    pub(crate) args: Option<Vec<Text>>,
+    pub(crate) env: Option<Vec<Text>>,
+    /// Seconds.
+    pub(crate) timeout: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +160,14 @@ pub(crate) struct IdMapping {
 pub(crate) struct Resources {
     pub(crate) cpu: Option<Cpu>,
     pub(crate) memory: Option<Memory>,
+    pub(crate) pids: Option<Pids>,
+    pub(crate) unified: Option<BTreeMap<String, Option<Text>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct Pids {
+    pub(crate) limit: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

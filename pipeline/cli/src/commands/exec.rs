@@ -68,7 +68,10 @@ fn process(arguments: &Exec) -> Result<ExecProcess, Complaint> {
         return Err(Complaint::new("no command: name one behind `--`"));
     }
     Ok(ExecProcess {
-        whole: whole.as_ref().map(fcpipe_supervisor::process_of),
+        whole: whole
+            .as_ref()
+            .map(fcpipe_supervisor::process_of)
+            .transpose()?,
         args: arguments.args.clone(),
         env: arguments.env.clone(),
         cwd: arguments.cwd.clone(),

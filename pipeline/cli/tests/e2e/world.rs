@@ -165,6 +165,9 @@ impl World {
                 "cwd": "/",
                 "env": ["PATH=/bin"],
                 "user": {"uid": 0, "gid": 0},
+                "capabilities": {
+                    "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
+                },
             },
             "root": {"path": "rootfs"},
             "hostname": "world",
@@ -262,6 +265,33 @@ impl World {
         self.with_kernel().arg("run").arg(bundle).output().unwrap()
     }
 }
+
+/// Enough to do to a file system whatever can be done.
+pub(crate) const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_MKNOD",
+    "CAP_SETFCAP",
+    "CAP_SYSLOG",
+];
 
 const APPLETS: &[&str] = &[
     "sh",

@@ -3,8 +3,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use fcpipe_proto::confine::{Device, DeviceKind};
 use fcpipe_proto::{Failure, GuestConfig};
-use rustix::fs::{AtFlags, FileType, Mode, mknodat, statat, symlinkat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, statat, symlinkat};
 use rustix::io::Errno;
 
 use super::{failed, resolve};
@@ -39,7 +40,7 @@ pub(super) fn make(root: BorrowedFd<'_>, config: &GuestConfig) -> Result<(), Fai
         return Ok(());
     }
     for (name, major, minor) in DEVICES {
-        device(dev, name, rustix::fs::makedev(major, minor))
+        device(dev, name, makedev(major, minor))
             .map_err(|e| failed(Some(&format!("/dev/{name}")), "making the device", e))?;
     }
     for (name, to) in LINKS {
@@ -51,16 +52,51 @@ pub(super) fn make(root: BorrowedFd<'_>, config: &GuestConfig) -> Result<(), Fai
     Ok(())
 }
 
+/// Makes those that the spec names. What is there already is left, if it is the same.
+pub(super) fn make_named(root: BorrowedFd<'_>, devices: &[Device]) -> Result<(), Failure> {
+    for wanted in devices {
+        let path = Some(wanted.path.as_str());
+        let why = |e: Errno| failed(path, "making the device", e);
+        let (dir, name) = wanted.path.rsplit_once('/').unwrap_or(("", &wanted.path));
+        if name.is_empty() {
+            return Err(why(Errno::INVAL));
+        }
+        let dir = resolve::make_dir(root, dir).map_err(why)?;
+        let kind = match wanted.kind {
+            DeviceKind::Character => FileType::CharacterDevice,
+            DeviceKind::Block => FileType::BlockDevice,
+            DeviceKind::Fifo => FileType::Fifo,
+        };
+        let number = match wanted.kind {
+            DeviceKind::Fifo => 0,
+            _ => makedev(wanted.major, wanted.minor),
+        };
+        node(dir.as_fd(), name, kind, wanted.mode, number).map_err(why)?;
+        let owner = (
+            Some(Uid::from_raw(wanted.uid)),
+            Some(Gid::from_raw(wanted.gid)),
+        );
+        chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(why)?;
+    }
+    Ok(())
+}
+
 fn device(dev: BorrowedFd<'_>, name: &str, number: u64) -> Result<(), Errno> {
-    let mode = Mode::from_raw_mode(0o666);
-    match mknodat(dev, name, FileType::CharacterDevice, mode, number) {
+    node(dev, name, FileType::CharacterDevice, 0o666, number)
+}
+
+fn node(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    kind: FileType,
+    mode: u32,
+    number: u64,
+) -> Result<(), Errno> {
+    match mknodat(dir, name, kind, Mode::from_raw_mode(mode), number) {
         Err(e @ (Errno::EXIST | Errno::ROFS)) => {
-            let there = statat(dev, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let kind = FileType::from_raw_mode(there.st_mode);
-            if kind == FileType::CharacterDevice && there.st_rdev == number {
-                return Ok(());
-            }
-            Err(e)
+            let there = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same = FileType::from_raw_mode(there.st_mode) == kind && there.st_rdev == number;
+            if same { Ok(()) } else { Err(e) }
         }
         result => result,
     }

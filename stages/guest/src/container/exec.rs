@@ -2,44 +2,57 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::os::unix::net::UnixStream;
 
 use fcpipe_proto::{Failure, FailureKind, Process};
 use nix::errno::Errno;
 use nix::unistd::execve;
 use rustix::fs::{Access, FileType, access, stat};
 
-use crate::handoff::{self, Report};
+/// What execve(2) takes.
+pub(super) struct Program {
+    name: String,
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
 
-/// Becomes the program. Returns only to say why it could not.
-pub(super) fn exec(
-    process: &Process,
-    home: &str,
-    control: &mut UnixStream,
-) -> Result<Infallible, Failure> {
-    let env = environment(&process.env, home)?;
-    let name = process.args.first().filter(|n| !n.is_empty());
-    let name = name.ok_or_else(|| Failure::new(FailureKind::NotFound, None, "no program named"))?;
-    let program = find(name, &env)?;
-    let c_strings = |list: &[String]| -> Result<Vec<CString>, Failure> {
-        let converted = list.iter().map(|s| CString::new(s.as_str()));
-        converted.collect::<Result<_, _>>().map_err(|_| {
-            let why = "an argument or variable contains a zero byte";
-            Failure::new(FailureKind::Setup, None, why)
+impl Program {
+    /// Looks the program up, as the user who is to run it.
+    pub(super) fn find(process: &Process, home: &str) -> Result<Self, Failure> {
+        let env = environment(&process.env, home)?;
+        let name = process.args.first().filter(|n| !n.is_empty());
+        let name =
+            name.ok_or_else(|| Failure::new(FailureKind::NotFound, None, "no program named"))?;
+        let name = find(name, &env)?;
+        Ok(Program {
+            path: c_string(&name)?,
+            args: process
+                .args
+                .iter()
+                .map(|a| c_string(a))
+                .collect::<Result<_, _>>()?,
+            env: env.iter().map(|v| c_string(v)).collect::<Result<_, _>>()?,
+            name,
         })
-    };
-    let (args, env) = (c_strings(&process.args)?, c_strings(&env)?);
-    let path = c_strings(std::slice::from_ref(&program))?.remove(0);
+    }
 
-    // An agent that is gone has taken the machine with it.
-    let _ = handoff::send(control, &Report::Exec, &[]);
-    let Err(error) = execve(&path, &args, &env);
-    let kind = match error {
-        // Also an interpreter that is missing.
-        Errno::ENOENT => FailureKind::NotFound,
-        _ => FailureKind::NotExecutable,
-    };
-    Err(Failure::new(kind, Some(&program), error.desc()))
+    /// Becomes the program. Returns only to say why it could not.
+    pub(super) fn exec(self) -> Result<Infallible, Failure> {
+        let Err(error) = execve(&self.path, &self.args, &self.env);
+        let kind = match error {
+            // Also an interpreter that is missing.
+            Errno::ENOENT => FailureKind::NotFound,
+            _ => FailureKind::NotExecutable,
+        };
+        Err(Failure::new(kind, Some(&self.name), error.desc()))
+    }
+}
+
+fn c_string(text: &str) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| {
+        let why = "an argument or variable contains a zero byte";
+        Failure::new(FailureKind::Setup, None, why)
+    })
 }
 
 /// The environment without doubles, the last of which counts, and with a `HOME`.

@@ -7,9 +7,13 @@
 
 mod devices;
 mod exec;
+mod hooks;
 mod mounts;
 mod options;
+mod paths;
+mod privileges;
 pub mod resolve;
+mod sysctl;
 pub(crate) mod terminal;
 mod user;
 
@@ -27,6 +31,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount_change, mount_remount, unmount,
 };
 use rustix::process::{fchdir, pivot_root, umask};
+use rustix::thread::set_no_new_privs;
 
 use crate::handoff::{self, Container, Orders, Report};
 use crate::sys;
@@ -47,9 +52,10 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let Err(failure) = become_program(orders, fds, &mut control);
-    // Without an agent nobody wants to know.
+    let code = failure.shell_code();
+    // Without an agent nobody wants to know. Where a filter of system calls forbids it, the exit code says it.
     let _ = handoff::send(&mut control, &Report::Failed(failure), &[]);
-    ExitCode::FAILURE
+    ExitCode::from(code)
 }
 
 fn become_program(
@@ -89,10 +95,37 @@ fn become_program(
     rustix::stdio::dup2_stdin(stdin).map_err(|e| failed(None, "standard input", e))?;
     rustix::stdio::dup2_stdout(stdout).map_err(|e| failed(None, "standard output", e))?;
     rustix::stdio::dup2_stderr(stderr).map_err(|e| failed(None, "standard error", e))?;
-    let home = user::become_user(&process)?;
+    // What makes system calls of its own comes before any filter of them.
     sys::reset_signals();
     sys::close_on_exec_from_3().map_err(|e| failed(None, "closing descriptors", e))?;
-    exec::exec(&process, &home, control)
+    if let Some(persona) = process.personality {
+        sys::personality(persona).map_err(|e| failed(None, "its personality", e))?;
+    }
+    user::limit(&process)?;
+    let filter = process.seccomp.as_ref();
+    if process.no_new_privileges {
+        set_no_new_privs(true).map_err(|e| failed(None, "no new privileges", e))?;
+    } else if let Some(filter) = filter {
+        // While it is privileged enough for that.
+        privileges::filter(filter)?;
+    }
+    let home = user::become_user(&process)?;
+    let program = exec::Program::find(&process, &home)?;
+    if let Some(Container { config, .. }) = &container {
+        let hooks = &config.hooks;
+        hooks::run(
+            &hooks.start_container,
+            hooks.state.as_ref(),
+            "created",
+            None,
+        )?;
+    }
+    // An agent that is gone has taken the machine with it. The filter may keep us from saying it later.
+    let _ = handoff::send(control, &Report::Exec, &[]);
+    if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
+        privileges::filter(filter)?;
+    }
+    program.exec()
 }
 
 /// Makes the container around this process, its PID 1.
@@ -116,14 +149,27 @@ fn enter_new(container: &Container, process: &Process) -> Result<Option<Terminal
         mounts::make(root_fd.as_fd(), mount, place.as_ref())?;
     }
     devices::make(root_fd.as_fd(), config)?;
+    devices::make_named(root_fd.as_fd(), &config.confinement.devices)?;
     let terminal = terminal::open(root_fd.as_fd(), process)?;
     if let Some(terminal) = &terminal {
         terminal.make_console(root_fd.as_fd())?;
     }
-    mounts::finish(root_fd.as_fd(), &config.mounts)?;
     resolve::make_dir(root_fd.as_fd(), &process.cwd)
         .map_err(|e| failed(Some(&process.cwd), "the working directory", e))?;
+    let root_place = Some(root_fd.as_fd());
+    let state = config.hooks.state.as_ref();
+    hooks::run(
+        &config.hooks.create_container,
+        state,
+        "creating",
+        root_place,
+    )?;
 
+    mounts::finish(root_fd.as_fd(), &config.mounts)?;
+    let confinement = &config.confinement;
+    sysctl::apply(&confinement.sysctl)?;
+    paths::readonly(root_fd.as_fd(), &confinement.readonly_paths)?;
+    paths::mask(root_fd.as_fd(), &confinement.masked_paths)?;
     if config.root.readonly {
         let flags = MountFlags::BIND | MountFlags::RDONLY;
         mount_remount(resolve::path_of(root_fd.as_fd()), flags, c"")
@@ -136,6 +182,7 @@ fn enter_new(container: &Container, process: &Process) -> Result<Option<Terminal
     unmount(".", UnmountFlags::DETACH)
         .map_err(|e| failed(Some("/"), "leaving the agent's root", e))?;
     std::env::set_current_dir("/").map_err(|e| failed(Some("/"), "entering the root", e))?;
+    paths::propagate(confinement.root_propagation)?;
     Ok(terminal)
 }
 

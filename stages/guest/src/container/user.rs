@@ -6,20 +6,20 @@ use std::os::fd::AsFd;
 use fcpipe_proto::{Failure, Process, Rlimit};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, chdir, setrlimit, umask};
-use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
 
-use super::{failed, setup};
+use super::{failed, privileges, setup};
 
 /// The part of `/etc/passwd` that is read.
 const PASSWD: u64 = 4 << 20;
 
-/// Becomes the user of the process, and goes to its directory. Gives the user's home.
+/// Becomes the user of the process, with its capabilities, and goes to its directory. Gives the user's home.
 ///
-/// No other thread exists, so what rustix calls the thread's ids are the process's.
+/// The order is runc's: what only root may first, capabilities kept over the change of ids. No other thread exists, so
+/// what rustix calls the thread's ids are the process's.
 pub(super) fn become_user(process: &Process) -> Result<String, Failure> {
-    for limit in &process.rlimits {
-        set_limit(limit)?;
-    }
     let (uid, gid) = (id(process.uid)?, id(process.gid)?);
     let groups: Result<Vec<Gid>, Failure> = process
         .additional_gids
@@ -27,22 +27,33 @@ pub(super) fn become_user(process: &Process) -> Result<String, Failure> {
         .map(|g| Ok(Gid::from_raw(id(*g)?)))
         .collect();
     let (uid, gid, groups) = (Uid::from_raw(uid), Gid::from_raw(gid), groups?);
+    let keep = |keep| set_keep_capabilities(keep).map_err(|e| failed(None, "its capabilities", e));
 
     let home = read_passwd().and_then(|passwd| home_of(&passwd, process.uid));
     give_streams(uid);
-    // A directory that only root may enter, or only the user: whichever can (as runc does).
+    // A directory that only root may enter, or only the user: whichever can.
     let entered = chdir(&process.cwd);
+    if let Some(capabilities) = &process.capabilities {
+        privileges::bound(capabilities)?;
+        keep(true)?;
+    }
     set_thread_groups(&groups).map_err(|e| failed(None, "its additional groups", e))?;
     set_thread_res_gid(gid, gid, gid).map_err(|e| failed(None, "its group", e))?;
     set_thread_res_uid(uid, uid, uid).map_err(|e| failed(None, "its user", e))?;
     entered
         .or_else(|_| chdir(&process.cwd))
         .map_err(|e| failed(Some(&process.cwd), "the working directory", e))?;
-    umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022) & 0o777));
-    if process.no_new_privileges {
-        set_no_new_privs(true).map_err(|e| failed(None, "no new privileges", e))?;
+    if let Some(capabilities) = &process.capabilities {
+        keep(false)?;
+        privileges::take(capabilities)?;
     }
+    umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022) & 0o777));
     Ok(home.unwrap_or_else(|| "/".to_owned()))
+}
+
+/// Resource limits; hard ones are raised while the process is root.
+pub(super) fn limit(process: &Process) -> Result<(), Failure> {
+    process.rlimits.iter().try_for_each(set_limit)
 }
 
 /// The largest number means "no change" to the kernel.

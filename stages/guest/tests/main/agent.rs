@@ -310,19 +310,17 @@ impl Drop for Guest {
 
 pub(crate) fn config() -> GuestConfig {
     GuestConfig {
-        root: RootFs {
-            disk: 0,
-            fstype: "ext4".to_owned(),
-            disk_readonly: false,
-            readonly: false,
-            writes: Writes::Direct,
-        },
         hostname: Some("inside".to_owned()),
-        domainname: None,
-        mounts: GuestMount::defaults(),
-        wall_clock: None,
-        entropy: None,
-        network: None,
+        ..GuestConfig::new(
+            RootFs {
+                disk: 0,
+                fstype: "ext4".to_owned(),
+                disk_readonly: false,
+                readonly: false,
+                writes: Writes::Direct,
+            },
+            GuestMount::defaults(),
+        )
     }
 }
 

@@ -36,21 +36,16 @@ pub(crate) fn hello() -> HelloReply {
 }
 
 pub(crate) fn config() -> GuestConfig {
-    GuestConfig {
-        root: RootFs {
+    GuestConfig::new(
+        RootFs {
             disk: 0,
             fstype: "ext4".to_owned(),
             disk_readonly: false,
             readonly: false,
             writes: Writes::Direct,
         },
-        hostname: None,
-        domainname: None,
-        mounts: GuestMount::defaults(),
-        wall_clock: None,
-        entropy: None,
-        network: None,
-    }
+        GuestMount::defaults(),
+    )
 }
 
 /// A session with a fake guest, configured. The guest's thread gives why its connection ended.
