@@ -47,7 +47,7 @@ pub(crate) fn run(wanted: Wanted) -> Result<()> {
     setup::run()?;
     let dir = dir();
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let script = script(&wanted.command, &wanted.arguments);
+    let script = script(&wanted.command, &wanted.arguments, jailer.is_some());
     let made = image::make(
         &dir,
         &firecracker,
@@ -65,20 +65,32 @@ fn dir() -> PathBuf {
     target().join("lab")
 }
 
-/// What the outer machine runs: by default what the API answers, and all end-to-end tests.
-fn script(command: &Option<String>, arguments: &[String]) -> String {
-    match command {
-        Some(command) => command.clone(),
-        None => {
-            let names: Vec<String> = arguments.iter().map(|name| quoted(name)).collect();
-            format!(
-                "fcpipe doctor; \"$LAB_TRANSCRIPT\" needs_firecracker --nocapture && \
-                 \"$LAB_E2E\" --test-threads=1 {}",
-                names.join(" ")
-            )
-        }
+/// What the outer machine runs: by default what the API answers, and all end-to-end tests; then in jails those that boot most.
+fn script(command: &Option<String>, arguments: &[String], jailed: bool) -> String {
+    if let Some(command) = command {
+        return command.clone();
     }
+    let names: Vec<String> = arguments.iter().map(|name| quoted(name)).collect();
+    let names = names.join(" ");
+    let mut script = format!(
+        "fcpipe doctor; \"$LAB_TRANSCRIPT\" needs_firecracker --nocapture; code=$?; \
+         \"$LAB_E2E\" --test-threads=1 {names} || code=$?; "
+    );
+    if jailed {
+        let names = match names.as_str() {
+            "" => JAILED,
+            names => names,
+        };
+        script.push_str(&format!(
+            "echo 'lab: in jails'; export FCPIPE_JAILER=\"$LAB_JAILER\"; \
+             \"$LAB_E2E\" --test-threads=1 {names} || code=$?; "
+        ));
+    }
+    script + "exit $code"
 }
+
+/// Tests to run in jails where none are named.
+const JAILED: &str = "firecracker:: process:: cleanup::";
 
 /// For a shell.
 fn quoted(word: &str) -> String {

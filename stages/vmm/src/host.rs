@@ -17,6 +17,9 @@ const FIRECRACKER_PROGRAM: &str = "firecracker";
 const FIRECRACKER_VARIABLE: &str = "FCPIPE_FIRECRACKER";
 const FIRECRACKER_HINT: &str =
     "put a release of Firecracker (1.8 or later) on the PATH, or name it in FCPIPE_FIRECRACKER";
+const JAILER_PROGRAM: &str = "jailer";
+const JAILER_VARIABLE: &str = "FCPIPE_JAILER";
+const JAILER_HINT: &str = "name Firecracker's jailer in FCPIPE_JAILER, or name none";
 const KVM_VARIABLE: &str = "FCPIPE_KVM";
 const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 const QEMU_VARIABLE: &str = "FCPIPE_QEMU";
@@ -36,6 +39,8 @@ pub struct Host {
     pub kvm: Option<bool>,
     /// FCPIPE_FIRECRACKER: then nothing else is looked at.
     pub firecracker: Option<PathBuf>,
+    /// FCPIPE_JAILER: then Firecracker runs in its jailer's jails. It is not looked for.
+    pub jailer: Option<PathBuf>,
     /// FCPIPE_QEMU: then nothing else is looked at.
     pub qemu: Option<PathBuf>,
     /// FCPIPE_VHOST_VSOCK.
@@ -64,6 +69,7 @@ impl Host {
                 _ => None,
             },
             firecracker: set(FIRECRACKER_VARIABLE).map(PathBuf::from),
+            jailer: set(JAILER_VARIABLE).map(PathBuf::from),
             qemu: set(QEMU_VARIABLE).map(PathBuf::from),
             vhost_vsock: set(VHOST_VARIABLE).map(PathBuf::from),
             directories,
@@ -75,6 +81,13 @@ impl Host {
         HostCaps {
             kvm: self.kvm(),
             firecracker: self.find(FIRECRACKER_PROGRAM, self.firecracker.as_deref()),
+            jailer: match &self.jailer {
+                None => Jailer::NotAsked,
+                Some(named) => match self.find(JAILER_PROGRAM, Some(named)) {
+                    Some(path) => Jailer::Found(path),
+                    None => Jailer::Missing,
+                },
+            },
             qemu: self.find(QEMU_PROGRAM, self.qemu.as_deref()),
             vhost_vsock: self.find(VHOST_PROGRAM, self.vhost_vsock.as_deref()),
         }
@@ -139,9 +152,19 @@ impl Host {
 pub struct HostCaps {
     pub kvm: KvmState,
     pub firecracker: Option<PathBuf>,
+    pub jailer: Jailer,
     /// Where the programs are; `None` if they are not where they were looked for, or cannot be executed.
     pub qemu: Option<PathBuf>,
     pub vhost_vsock: Option<PathBuf>,
+}
+
+/// Whether Firecracker is to run in a jail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Jailer {
+    NotAsked,
+    Found(PathBuf),
+    /// It was named, and is not there.
+    Missing,
 }
 
 /// Whether the processor's virtualization can be used.
@@ -223,6 +246,7 @@ impl HostCaps {
                 State::Degraded,
                 FIRECRACKER_HINT,
             ),
+            self.jailer(),
             program("qemu", &self.qemu, without_qemu, QEMU_HINT),
             program(
                 "vhost-device-vsock",
@@ -232,6 +256,24 @@ impl HostCaps {
             ),
             self.automatic(),
         ]
+    }
+
+    fn jailer(&self) -> Finding {
+        let (state, detail, hint) = match &self.jailer {
+            Jailer::NotAsked => (State::Ok, "none is used".to_owned(), None),
+            Jailer::Found(path) => (State::Ok, path.display().to_string(), None),
+            Jailer::Missing => (
+                State::Degraded,
+                "FCPIPE_JAILER names no program".to_owned(),
+                Some(JAILER_HINT.to_owned()),
+            ),
+        };
+        Finding {
+            what: "jailer",
+            state,
+            detail,
+            hint,
+        }
     }
 
     /// What `--vmm auto` takes, and why.
@@ -325,10 +367,27 @@ fn firecracker(host: &Host, caps: HostCaps, choice: VmmChoice) -> Result<Chosen,
         VmmChoice::Firecracker => "asked for".to_owned(),
         _ => format!("{}, and {}", program.display(), caps.kvm),
     };
+    let mut reasons = vec![format!("firecracker: {because}")];
+    let mut vmm = Firecracker::new(program);
+    match caps.jailer {
+        Jailer::NotAsked => {}
+        Jailer::Found(jailer) => {
+            reasons.push(format!("jailed: by {}", jailer.display()));
+            vmm.jailer = Some(jailer);
+        }
+        // Never without, when it was asked for.
+        Jailer::Missing => {
+            return Err(VmmError::NotFound {
+                program: JAILER_PROGRAM,
+                looked: host.looked(host.jailer.as_deref(), JAILER_VARIABLE),
+                hint: JAILER_HINT,
+            });
+        }
+    }
     Ok(Chosen {
-        vmm: Box::new(Firecracker::new(program)),
+        vmm: Box::new(vmm),
         accelerator: Accelerator::Kvm,
-        reasons: vec![format!("firecracker: {because}")],
+        reasons,
     })
 }
 

@@ -64,7 +64,7 @@ pub use config::{
 pub use console::{CONSOLE_KEPT, LOG_LIMIT};
 pub use error::{LogTail, Logs, VmmError};
 pub use firecracker::Firecracker;
-pub use host::{Chosen, Finding, Host, HostCaps, KvmState, State, choose};
+pub use host::{Chosen, Finding, Host, HostCaps, Jailer, KvmState, State, choose};
 pub use machine::{Machine, Prepared, Vmm, VmmExit};
 pub use mark::{MACHINE_DIR_VARIABLE, ProcessMark, kill_by_mark};
 pub use qemu::Qemu;

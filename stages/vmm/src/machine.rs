@@ -1,7 +1,9 @@
 //! The traits that every VMM's driver implements.
 
 use std::fmt;
+use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::config::{Drive, MachineConfig, VmmKind};
@@ -14,6 +16,12 @@ pub trait Vmm: Send + Sync {
 
     /// How many drives a machine of this configuration can have: known before anything is started.
     fn drive_slots(&self, config: &MachineConfig) -> usize;
+
+    /// The user that the machine whose launch's directory is `dir` will run as, where that is another than this process's:
+    /// whose the TAPs must be.
+    fn user(&self, _dir: &Path) -> io::Result<Option<u32>> {
+        Ok(None)
+    }
 
     /// What the configuration asks for and this VMM does not have: the machine runs without it.
     fn ignores(&self, _config: &MachineConfig) -> Vec<&'static str> {

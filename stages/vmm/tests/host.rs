@@ -17,6 +17,7 @@ fn host(root: &Path) -> Host {
         modules: root.join("modules"),
         kvm: None,
         firecracker: None,
+        jailer: None,
         qemu: Some(fake("qemu-hangs")),
         vhost_vsock: Some(fake("device-serves")),
         directories: Vec::new(),
@@ -147,6 +148,13 @@ fn row_43_firecracker_comes_first_where_kvm_works() {
     );
     let auto = findings.iter().find(|f| f.what == "--vmm auto").unwrap();
     assert!(auto.detail.starts_with("firecracker"), "{}", auto.detail);
+    // A jailer that was named is used, or nothing runs.
+    host.jailer = Some(root.path().join("missing"));
+    let error = choose(&host, VmmChoice::Auto).err().unwrap();
+    assert!(error.to_string().contains("FCPIPE_JAILER="), "{error}");
+    host.jailer = Some(fake("qemu-hangs"));
+    let reasons = choose(&host, VmmChoice::Auto).unwrap().reasons;
+    assert!(reasons[1].starts_with("jailed: by "), "{reasons:?}");
     // And what the user says counts.
     host.kvm = Some(false);
     assert!(choose(&host, VmmChoice::Auto).is_err());
@@ -179,6 +187,7 @@ fn row_44_missing_programs_are_named_with_what_to_do() {
         [
             State::Degraded,
             State::Degraded,
+            State::Ok,
             State::Ok,
             State::Missing,
             State::Missing

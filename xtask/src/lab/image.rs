@@ -217,7 +217,7 @@ fn initrd(dir: &Path, kernel: &Kernel) -> Result<PathBuf> {
 fn init_script(programs: &Programs, jailer: bool, script: &str) -> Result<String> {
     let tmp = target().join("tmp");
     let jailer = match jailer {
-        true => "export FCPIPE_JAILER=/usr/local/bin/jailer\n",
+        true => "export LAB_JAILER=/usr/local/bin/jailer\n",
         false => "",
     };
     Ok(format!(

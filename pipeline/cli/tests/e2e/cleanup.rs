@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
-use crate::world::{Leftovers, World, assert_code, skip_without_machine};
+use crate::world::{Leftovers, World, assert_code, machine_program, skip_without_machine};
 
 /// How many runs and kills: a tenth of the soak's number in an ordinary test.
 fn runs() -> u32 {
@@ -110,7 +110,7 @@ fn strike(world: &World, victim: Victim, client: &mut std::process::Child) -> bo
     let pids = match victim {
         Victim::Client => return client.kill().is_ok(),
         Victim::Supervisor => supervisors(),
-        Victim::Machine => world.process_ids("qemu-system-x86_64"),
+        Victim::Machine => world.process_ids(machine_program()),
         Victim::Shim => world.process_ids("exe"),
     };
     for pid in &pids {
@@ -127,7 +127,7 @@ fn alive(world: &World) -> bool {
 fn wait_for_end(world: &World, context: &str) {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        let left: Vec<u32> = ["fcpipe", "exe", "qemu-system-x86_64", "vhost-device-vsock"]
+        let left: Vec<u32> = ["fcpipe", "exe", machine_program(), "vhost-device-vsock"]
             .iter()
             .flat_map(|name| world.process_ids(name))
             .collect();

@@ -1,11 +1,18 @@
 //! Launches by Firecracker, where the fake one takes its place: it keeps the API's rules, and breaks them where it is told
 //! to. No machine runs, so no KVM and no QEMU is needed; but a kernel and root file systems are the real ones.
 
-use std::process::{Command, Output};
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::world::{Leftovers, World, assert_code, skip_without_kernel, with_input};
+use crate::world::{
+    Leftovers, World, assert_code, skip, skip_without_kernel, skip_without_machine,
+    with_firecracker, with_input,
+};
 
 /// A world whose Firecracker does what `control` says.
 fn fake(control: &str) -> World {
@@ -166,4 +173,73 @@ fn row_43_doctor_and_plan_say_which_machine_and_why() {
     assert_code(&output, 125);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("firecracker needs KVM"), "{stderr}");
+}
+
+/// In its jail a machine is another user, sees what it was given and no more, and leaves nothing; nothing of the store is its.
+#[test]
+fn row_37_50_needs_jailer_a_jailed_machine_owns_nothing_of_the_host_and_leaves_nothing() {
+    let jailer = std::env::var_os("FCPIPE_JAILER").is_some() && with_firecracker();
+    if skip_without_machine() || skip((!jailer).then(|| "FCPIPE_JAILER names none".to_owned())) {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["sh", "-c", "echo up; sleep 1000"], &[]);
+    let mut child = world
+        .with_kernel()
+        .args(["--progress", "quiet", "run"])
+        .arg(bundle)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 3];
+    child.stdout.take().unwrap().read_exact(&mut up).unwrap();
+    assert_eq!(&up, b"up\n");
+
+    let jailed = jailed(&world);
+    assert_eq!(jailed.len(), 1, "{jailed:?}");
+    let process = &jailed[0];
+    let user = fs::metadata(process).unwrap().uid();
+    assert!(user >= 0x7000_0000, "{user}");
+    let mounts = fs::read_to_string(process.join("mountinfo")).unwrap();
+    for line in mounts.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (what, place, options) = (words[3], words[4], words[5]);
+        let own = what.contains("/state/");
+        assert!(own || options.starts_with("ro,"), "{line}");
+        assert!(place == "/" || place.matches('/').count() == 1, "{line}");
+    }
+    assert!(mounts.contains(" /vmlinux ro,"), "{mounts}");
+    for object in objects(&world) {
+        let meta = fs::metadata(&object).unwrap();
+        assert_eq!((meta.uid(), meta.nlink()), (0, 1), "{}", object.display());
+    }
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let next = world.with_kernel().arg("doctor").output().unwrap();
+    assert_code(&next, 0);
+    Leftovers::of(&world).assert_none();
+    assert_eq!(self::jailed(&world), Vec::<PathBuf>::new());
+}
+
+/// `/proc/PID` of the processes whose root is in this world.
+fn jailed(world: &World) -> Vec<PathBuf> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .map(|entry| entry.path())
+        .filter(|process| world.is_jailed(process))
+        .collect()
+}
+
+/// The files of the store's objects.
+fn objects(world: &World) -> Vec<PathBuf> {
+    let keys = fs::read_dir(world.path("cache/v1/objects"))
+        .unwrap()
+        .flatten();
+    let files: Vec<PathBuf> = keys
+        .flat_map(|key| fs::read_dir(key.path()).unwrap().flatten())
+        .map(|file| file.path())
+        .collect();
+    assert!(!files.is_empty());
+    files
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::world::{
-    Leftovers, World, assert_code, not_root, skip, skip_without_machine, with_input,
+    Leftovers, World, assert_code, machine_program, not_root, skip, skip_without_machine,
+    with_input,
 };
 
 fn fcpipe(world: &World, arguments: &[&str]) -> Output {
@@ -101,7 +102,7 @@ fn row_55_qemu_create_start_kill_and_delete_follow_oci_s_rules() {
     let pid = fs::read_to_string(&pid_file).unwrap();
     assert_eq!(created["pid"].to_string(), pid);
     let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-    assert!(program.starts_with("qemu"), "{program}");
+    assert!(machine_program().starts_with(program.trim()), "{program}");
     if rustix::process::geteuid().is_root() {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         assert!(groups.contains("/fcpipe/c1."), "{groups}");

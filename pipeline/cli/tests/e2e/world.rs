@@ -23,6 +23,14 @@ pub(crate) fn with_firecracker() -> bool {
     }
 }
 
+/// The program that runs a machine.
+pub(crate) fn machine_program() -> &'static str {
+    match with_firecracker() {
+        true => "firecracker",
+        false => "qemu-system-x86_64",
+    }
+}
+
 /// Why a virtual machine can't be had here, or nothing.
 fn lacking() -> Option<String> {
     let on_path = |program: &str| {
@@ -211,7 +219,10 @@ impl World {
             let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
             let arguments = String::from_utf8(arguments).unwrap_or_default();
-            if arguments.contains(&mark) || dir.starts_with(self.dir.path()) {
+            if arguments.contains(&mark)
+                || dir.starts_with(self.dir.path())
+                || self.is_jailed(&entry.path())
+            {
                 processes.push(arguments.replace('\0', " "));
             }
         }
@@ -240,6 +251,16 @@ impl World {
     }
 
     /// The processes of a program that have to do with this world and have not ended.
+    /// Whether the root of this process (`/proc/PID`) is in this world.
+    pub(crate) fn is_jailed(&self, process: &Path) -> bool {
+        let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        let root = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some("/"));
+        root.is_some_and(|line| line.contains(&self.dir.path().display().to_string()))
+    }
+
+    /// The processes of this world that run this program.
     pub(crate) fn process_ids(&self, program: &str) -> Vec<u32> {
         let mark = self.dir.path().display().to_string();
         let mut ids = Vec::new();
@@ -251,7 +272,9 @@ impl World {
             let arguments = arguments.escape_ascii().to_string();
             let name = arguments.split("\\x00").next().unwrap_or_default();
             let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            let ours = arguments.contains(&mark) || dir.starts_with(self.dir.path());
+            let ours = arguments.contains(&mark)
+                || dir.starts_with(self.dir.path())
+                || self.is_jailed(&entry.path());
             if ours && Path::new(name).file_name().is_some_and(|n| n == program) {
                 ids.push(pid);
             }

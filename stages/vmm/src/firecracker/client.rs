@@ -1,5 +1,7 @@
 //! Firecracker's process and its API: each call answered, or one error that says which call and why.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -29,6 +31,8 @@ pub(crate) struct Process {
     pub(crate) home: Home,
     /// Read to its end for as long as the process runs.
     pub(crate) _metrics: Capture,
+    /// What the process is to hold until it ends. The jailer closes it, so it is held here, too.
+    pub(crate) _held: Vec<Arc<OwnedFd>>,
 }
 
 /// What every refusal of the API carries.
@@ -64,6 +68,17 @@ impl Process {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// Gives a file the short name by which requests name it.
+    pub(crate) fn give(
+        &self,
+        name: &str,
+        path: &std::path::Path,
+        read_only: bool,
+    ) -> Result<(), VmmError> {
+        let pid = self.running.child.mark.pid;
+        self.home.give(pid, name, path, read_only)
     }
 
     pub(crate) fn version(

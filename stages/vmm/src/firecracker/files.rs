@@ -8,19 +8,21 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::console::Capture;
 use crate::error::VmmError;
+use crate::firecracker::jail::Jail;
 use crate::firecracker::{API_SOCKET, LOG, METRICS, VSOCK_SOCKET};
 use crate::vsock::SocketDir;
 
-/// The directory that is Firecracker's working directory.
+/// The directory that is Firecracker's working directory: the launch's, or the root of a jail in it.
 pub(crate) struct Home {
     /// Absolute.
     pub(crate) dir: PathBuf,
     pub(crate) at: SocketDir,
+    jail: Option<Jail>,
 }
 
 impl Home {
     /// Opens the directory and removes what an earlier machine left there: Firecracker takes no socket's name over.
-    pub(crate) fn open(dir: &Path) -> Result<Self, VmmError> {
+    pub(crate) fn open(dir: &Path, jail: Option<Jail>) -> Result<Self, VmmError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| VmmError::Io { what, path, source }
@@ -28,7 +30,7 @@ impl Home {
         let dir = std::path::absolute(dir).map_err(failed("no such directory", dir))?;
         let at =
             SocketDir::open(&dir).map_err(failed("cannot open the launch's directory", &dir))?;
-        let home = Self { dir, at };
+        let home = Self { dir, at, jail };
         for name in [API_SOCKET, VSOCK_SOCKET, LOG, METRICS] {
             home.at
                 .remove(name)
@@ -37,15 +39,29 @@ impl Home {
         Ok(home)
     }
 
-    /// Gives `target` the short name `name`.
-    pub(crate) fn link(&self, name: &str, target: &Path) -> Result<(), VmmError> {
-        let make = || -> io::Result<()> {
-            let target = std::path::absolute(target)?;
-            self.at.remove(name)?;
-            rustix::fs::symlinkat(target, &self.at, name)?;
-            Ok(())
+    /// Gives `target` the short name `name`: a symbolic link, or in a jail a mount that the process `pid` sees.
+    pub(crate) fn give(
+        &self,
+        pid: u32,
+        name: &str,
+        target: &Path,
+        read_only: bool,
+    ) -> Result<(), VmmError> {
+        let (what, given) = match &self.jail {
+            None => ("cannot make a link", self.link(name, target)),
+            Some(jail) => (
+                "cannot be mounted in the jail",
+                jail.mount(&self.at, pid, name, target, read_only),
+            ),
         };
-        make().map_err(|source| self.error("cannot make a link", name, source))
+        given.map_err(|source| self.error(what, name, source))
+    }
+
+    fn link(&self, name: &str, target: &Path) -> io::Result<()> {
+        let target = std::path::absolute(target)?;
+        self.at.remove(name)?;
+        rustix::fs::symlinkat(target, &self.at, name)?;
+        Ok(())
     }
 
     /// A named pipe that is read from now on, and its writing end for the child: as long as the child holds that, there is
@@ -54,9 +70,8 @@ impl Home {
         &self,
         name: &str,
         thread: &str,
-        log: &str,
+        log: &Path,
     ) -> Result<(Capture, File), VmmError> {
-        let path = self.dir.join(log);
         let make = || -> io::Result<(Capture, File)> {
             rustix::fs::mknodat(&self.at, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
             let open = |flags| {
@@ -68,10 +83,10 @@ impl Home {
             for end in [&read, &write] {
                 rustix::fs::fcntl_setfl(end, OFlags::empty())?;
             }
-            Ok((
-                Capture::start(thread, read, Some(&path))?,
-                File::from(write),
-            ))
+            if let Some(jail) = &self.jail {
+                jail.own(&self.at, name)?;
+            }
+            Ok((Capture::start(thread, read, Some(log))?, File::from(write)))
         };
         make().map_err(|source| self.error("cannot make a pipe", name, source))
     }

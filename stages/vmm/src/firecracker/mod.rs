@@ -8,8 +8,10 @@
 //! | `api.sock` | Firecracker's API |
 //! | `vsock.sock` | the vsock device; the host connects here |
 //! | `log.fifo`, `metrics.fifo` | what Firecracker says of itself: it wants paths, and a pipe is bounded |
-//! | `vmlinux`, `initrd`, `drive0` … | symbolic links to the files, whose own paths may be of any length and any bytes |
+//! | `vmlinux`, `initrd`, `drive0` … | symbolic links to the files, whose own paths may be of any length and any bytes; mounts, in a jail |
 //! | `console.log`, `firecracker.log`, `metrics.log` | what was said, cut at [`crate::LOG_LIMIT`] |
+//!
+//! With a jailer all but the logs are in the jail's root, `jail/PROGRAM/ID/root`.
 //!
 //! Architecture invariant: everything that can be known before a process runs (limits, the number of devices, the kernel's
 //! form) is checked before one is started.
@@ -19,12 +21,14 @@
 mod client;
 mod files;
 mod http;
+mod jail;
 mod machine;
 mod prepare;
 mod request;
 mod version;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{MachineConfig, VmmKind};
@@ -53,6 +57,8 @@ const LETTERS: usize = 26;
 #[derive(Debug, Clone)]
 pub struct Firecracker {
     pub program: PathBuf,
+    /// Then each machine runs in a jail of its own, as a user of its own.
+    pub jailer: Option<PathBuf>,
     /// How long the process may take until its API answers; it takes 12 ms.
     pub api_timeout: Duration,
     /// How long one request may take; all but the start of the guest are done at once.
@@ -65,9 +71,10 @@ impl Firecracker {
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
+            jailer: None,
             api_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
-            start_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -81,6 +88,13 @@ impl Vmm for Firecracker {
         // The vsock device and the entropy device are always there.
         let others = 2 + config.nics.len() + usize::from(config.tuning.balloon.is_some());
         DEVICES.saturating_sub(others).min(LETTERS)
+    }
+
+    fn user(&self, dir: &Path) -> io::Result<Option<u32>> {
+        match &self.jailer {
+            None => Ok(None),
+            Some(_) => jail::user_of(dir).map(Some),
+        }
     }
 
     fn prepare(

@@ -1,5 +1,6 @@
 //! The first phase: the process, and all of its configuration but the drives; and the second: drives and start.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use crate::error::VmmError;
 use crate::firecracker::client::Process;
 use crate::firecracker::files::Home;
 use crate::firecracker::http::Connection;
+use crate::firecracker::jail::Jail;
 use crate::firecracker::machine::FirecrackerMachine;
 use crate::firecracker::request::{self, Action};
 use crate::firecracker::version::Version;
@@ -49,10 +51,7 @@ impl PreparedFirecracker {
             });
         }
         check_kernel(&config.kernel.vmlinux)?;
-        let home = Home::open(&config.dir)?;
-        home.link(KERNEL, &config.kernel.vmlinux)?;
-        home.link(INITRD, &config.initrd)?;
-        let process = spawn(settings, config, home)?;
+        let process = spawn(settings, config)?;
         match configure(&process, settings, config, cancel) {
             Ok((connection, version)) => Ok(Self {
                 settings: settings.clone(),
@@ -68,9 +67,8 @@ impl PreparedFirecracker {
     fn start(&mut self, drives: &[Drive], cancel: &dyn Fn() -> bool) -> Result<(), VmmError> {
         let (process, connection) = (&self.process, &mut self.connection);
         for (index, drive) in drives.iter().enumerate() {
-            process
-                .home
-                .link(&request::drive_name(index), &drive.path)?;
+            let name = request::drive_name(index);
+            process.give(&name, &drive.path, drive.read_only)?;
             let request = request::drive(&self.config, index, drive.read_only)?;
             process.put(connection, &request, self.settings.request_timeout, cancel)?;
         }
@@ -126,6 +124,8 @@ fn configure(
             why,
         });
     }
+    process.give(KERNEL, &config.kernel.vmlinux, true)?;
+    process.give(INITRD, &config.initrd, true)?;
     for request in request::without_drives(config, version)? {
         process.put(&mut connection, &request, timeout, cancel)?;
     }
@@ -133,21 +133,42 @@ fn configure(
 }
 
 /// Starts the process. What it writes is read from the beginning: `--log-path` and not `PUT /logger`.
-fn spawn(settings: &Firecracker, config: &MachineConfig, home: Home) -> Result<Process, VmmError> {
-    let (console, stdout) = Capture::pipe(&home.dir, "vmm-console", "console.log")?;
-    let (log, stderr) = home.pipe(LOG, "vmm-log", "firecracker.log")?;
-    let (metrics, metrics_end) = home.pipe(METRICS, "vmm-metrics", "metrics.log")?;
+fn spawn(settings: &Firecracker, config: &MachineConfig) -> Result<Process, VmmError> {
+    let dir = std::path::absolute(&config.dir).map_err(|source| VmmError::Io {
+        what: "no such directory",
+        path: config.dir.clone(),
+        source,
+    })?;
+    let id = instance_id(&config.id);
+    let own = arguments().map(OsString::from);
+    let (path, args, home) = match &settings.jailer {
+        None => {
+            let mut args: Vec<OsString> = vec!["--id".into(), id.into()];
+            args.extend(own);
+            (&settings.program, args, Home::open(&dir, None)?)
+        }
+        Some(jailer) => {
+            let jail = jail(settings, config, &dir, &id)?;
+            let mut args = jail.arguments(&settings.program);
+            args.extend(own);
+            let root = jail.root.clone();
+            (jailer, args, Home::open(&root, Some(jail))?)
+        }
+    };
+    let (console, stdout) = Capture::pipe(&dir, "vmm-console", "console.log")?;
+    let (log, stderr) = home.pipe(LOG, "vmm-log", &dir.join("firecracker.log"))?;
+    let (metrics, metrics_end) = home.pipe(METRICS, "vmm-metrics", &dir.join("metrics.log"))?;
     let mut inherit = config.inherit.clone();
     inherit.push(Arc::new(metrics_end.into()));
     let child = Child::spawn(
         Program {
             name: FIRECRACKER,
-            path: settings.program.clone(),
-            args: arguments(config).into_iter().map(Into::into).collect(),
-            dir: home.dir.clone(),
+            path: path.clone(),
+            args,
+            dir,
             stdout,
             stderr: stderr.into(),
-            inherit,
+            inherit: inherit.clone(),
             netns: config.netns.clone(),
             cage: config.cage.clone(),
         },
@@ -157,13 +178,39 @@ fn spawn(settings: &Firecracker, config: &MachineConfig, home: Home) -> Result<P
         running: Running::new(child, console, log),
         home,
         _metrics: metrics,
+        _held: match settings.jailer {
+            None => Vec::new(),
+            Some(_) => inherit,
+        },
     })
 }
 
-fn arguments(config: &MachineConfig) -> Vec<String> {
+/// What the jailer needs is looked at before it is started.
+fn jail(
+    settings: &Firecracker,
+    config: &MachineConfig,
+    dir: &Path,
+    id: &str,
+) -> Result<Jail, VmmError> {
+    let unsupported = |why: &str| VmmError::Unsupported {
+        kind: VmmKind::Firecracker,
+        why: why.to_owned(),
+    };
+    if !rustix::process::geteuid().is_root() {
+        return Err(unsupported("its jailer works for root alone"));
+    }
+    // Becoming another user disarms PR_SET_PDEATHSIG.
+    if config.cage.shim().is_none() {
+        return Err(unsupported(
+            "a jailed one would outlive this process: there is no PID namespace that ends with it",
+        ));
+    }
+    Jail::make(dir, &settings.program, id)
+}
+
+/// Besides `--id`, which the jailer gives it.
+fn arguments() -> [&'static str; 7] {
     [
-        "--id",
-        &instance_id(&config.id),
         "--api-sock",
         API_SOCKET,
         "--log-path",
@@ -172,8 +219,6 @@ fn arguments(config: &MachineConfig) -> Vec<String> {
         "Info",
         "--show-level",
     ]
-    .map(str::to_owned)
-    .to_vec()
 }
 
 /// The launch's id as far as Firecracker takes it; only shown to people.
