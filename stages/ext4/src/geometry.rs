@@ -66,6 +66,15 @@ impl Geometry {
         }
     }
 
+    /// The geometry of which these two numbers are known.
+    pub(crate) fn known(blocks: u64, inodes_per_group: u32) -> Option<Geometry> {
+        let good = (1..=MAX_BLOCKS).contains(&blocks)
+            && (1..=MAX_INODES_PER_GROUP).contains(&inodes_per_group)
+            && inodes_per_group.is_multiple_of(INODES_PER_BLOCK);
+        let groups = blocks.div_ceil(BLOCKS_PER_GROUP) as u32;
+        good.then(|| Geometry::place(blocks, groups, inodes_per_group))?
+    }
+
     fn place(blocks: u64, groups: u32, inodes_per_group: u32) -> Option<Geometry> {
         let gdt_blocks = u64::from(groups).div_ceil(4096 / group::DESC_SIZE as u64);
         let mut geometry = Geometry {

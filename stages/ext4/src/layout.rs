@@ -74,34 +74,51 @@ impl Layout {
 /// # Errors
 /// If the tree holds something that ext4 can't, or does not fit the size that was asked for.
 pub fn layout(tree: &Tree, options: &Options) -> Result<Layout, LayoutError> {
+    layout_and(tree, options, |_| ()).map(|(layout, ())| layout)
+}
+
+/// [`layout()`], and something else that is made of what was decided.
+pub(crate) fn layout_and<R>(
+    tree: &Tree,
+    options: &Options,
+    also: impl FnOnce(&Decided<'_>) -> R,
+) -> Result<(Layout, R), LayoutError> {
     let mut warnings = check_nodes(tree)?;
     let content = plan(tree, &mut warnings)?;
     let used_inodes = content.used_inodes()?;
     let size = Size::find(&content, options, used_inodes)?;
-    let uuid = uuid(tree, options);
-    let map = encode::encode(&Decided {
+    let decided = Decided {
         content: &content,
         geometry: &size.geometry,
         placement: &size.placement,
         options,
-        uuid,
-        used_inodes,
+        uuid: uuid(tree, options),
+        last_inode: used_inodes,
+        inodes_in_use: used_inodes,
         journal_blocks: size.journal_blocks,
         disk_blocks: size.disk_blocks,
-    });
-    let free: u64 = size.placement.free.iter().map(|run| run.len()).sum();
-    Ok(Layout {
-        map,
-        size: size.disk_blocks * BLOCK_SIZE,
-        uuid,
-        inodes: used_inodes,
-        blocks_used: size.geometry.blocks - free,
-        warnings,
-    })
+        changes: None,
+    };
+    let also = also(&decided);
+    Ok((Layout::of(&decided, warnings), also))
+}
+
+impl Layout {
+    pub(crate) fn of(decided: &Decided<'_>, warnings: Vec<LayoutWarning>) -> Layout {
+        let free: u64 = decided.placement.free.iter().map(|run| run.len()).sum();
+        Layout {
+            map: encode::encode(decided),
+            size: decided.disk_blocks * BLOCK_SIZE,
+            uuid: decided.uuid,
+            inodes: decided.inodes_in_use,
+            blocks_used: decided.geometry.blocks - free,
+            warnings,
+        }
+    }
 }
 
 /// Looks at every node by itself: can ext4 hold it?
-fn check_nodes(tree: &Tree) -> Result<Vec<LayoutWarning>, LayoutError> {
+pub(crate) fn check_nodes(tree: &Tree) -> Result<Vec<LayoutWarning>, LayoutError> {
     let mut warnings = Vec::new();
     let mut clamped = 0;
     let path = |node| BString::from(tree.path(node));
@@ -189,7 +206,7 @@ impl Content<'_> {
         if all > u64::from(u32::MAX) {
             return Err(LayoutError::TooManyInodes { inodes: all });
         }
-        Ok(self.numbers.used(values as u32))
+        Ok(self.numbers.last(values as u32))
     }
 }
 

@@ -33,6 +33,7 @@ mod layout;
 mod map;
 mod memory;
 mod mke2fs;
+mod near;
 mod numbers;
 mod ondisk;
 mod options;
@@ -44,11 +45,15 @@ pub(crate) use ids::InodeNo;
 
 pub use allocate::{Durability, OutputError, OutputFile, allocate};
 pub use copy::{
-    CopyError, CopyOptions, CopyReport, Moved, Progress, Silent, digest_file, write_image,
+    CopyError, CopyOptions, CopyReport, Moved, Patched, Progress, Silent, apply_cow, cow_size,
+    digest_file, patch_image, write_cow, write_image,
 };
 pub use error::{LayoutError, LayoutWarning, XattrProblem};
 
 pub use layout::{Layout, layout};
 pub use map::*;
 pub use mke2fs::{Mke2fsError, Sizing, build as mke2fs};
+pub use near::{
+    BadImprint, Change, Contents, Far, Imprint, Near, layout_near, layout_with_imprint,
+};
 pub use options::{FORMAT_VERSION, Label, Options};

@@ -2,7 +2,8 @@
 //!
 //! The root is 2, `lost+found` 11, every other node follows in the Tree's canonical order; then come the
 //! further inodes of files with too many names, then those that hold values of xattrs. All inodes up to
-//! the last are in use, so bitmaps and tables are full in front and untouched behind.
+//! the last are in use, so bitmaps and tables are full in front and untouched behind. An image that is laid out near an
+//! earlier one has a [`Table`] instead.
 
 use std::collections::HashMap;
 
@@ -58,6 +59,49 @@ pub(crate) struct Numbers {
     further: Vec<NodeId>,
     /// Names that lead to a further item: (directory, place among its entries).
     diverted: HashMap<(NodeId, u32), InodeNo>,
+    /// In place of all this where an earlier image says which inode is what.
+    table: Option<Table>,
+}
+
+/// Inodes that have the numbers they had in an earlier image.
+#[derive(Debug)]
+pub(crate) struct Table {
+    of_node: Vec<InodeNo>,
+    of_value: Vec<InodeNo>,
+    /// By number; what is not reserved and holds nothing is free.
+    holds: Vec<Holds>,
+    /// The highest number in use, and how many are.
+    last: InodeNo,
+    in_use: u32,
+}
+
+impl Table {
+    /// `of_node` and `of_value` name each inode once; `lost_found`: the one that the tree did not have is there.
+    pub(crate) fn new(of_node: Vec<InodeNo>, of_value: Vec<InodeNo>, lost_found: bool) -> Table {
+        let all = of_node.iter().chain(&of_value).copied();
+        let last = all.max().unwrap_or(InodeNo::FIRST).max(InodeNo::FIRST);
+        let mut holds = vec![Holds::Nothing; last.0 as usize + 1];
+        holds[InodeNo::JOURNAL.0 as usize] = Holds::Journal;
+        if lost_found {
+            holds[InodeNo::FIRST.0 as usize] = Holds::LostFound;
+        }
+        for (item, ino) in (0..).zip(&of_node) {
+            holds[ino.0 as usize] = Holds::Item(Item(item));
+        }
+        for (value, ino) in (0..).zip(&of_value) {
+            holds[ino.0 as usize] = Holds::Value(value);
+        }
+        let reserved = InodeNo::FIRST.0 as usize;
+        let others = holds[reserved..].iter();
+        let in_use = others.filter(|held| **held != Holds::Nothing).count() + reserved - 1;
+        Table {
+            of_node,
+            of_value,
+            holds,
+            last,
+            in_use: in_use as u32,
+        }
+    }
 }
 
 impl Numbers {
@@ -75,6 +119,7 @@ impl Numbers {
             lost_found,
             further: Vec::new(),
             diverted: HashMap::new(),
+            table: None,
         };
         numbers.split_links(tree, warnings);
         numbers
@@ -149,6 +194,25 @@ impl Numbers {
         }
     }
 
+    /// Whether some file has more inodes than one.
+    pub(crate) fn splits_links(&self) -> bool {
+        !self.further.is_empty()
+    }
+
+    /// From here on the table says which inode is what.
+    pub(crate) fn use_table(&mut self, table: Table) {
+        self.table = Some(table);
+    }
+
+    /// Who has `lost+found`: 0 is nobody (we make it), 1 the tree, 2 something else is in its place.
+    pub(crate) fn lost_found_sort(&self) -> u32 {
+        match self.lost_found {
+            LostFound::Made => 0,
+            LostFound::OfTree(_) => 1,
+            LostFound::Absent => 2,
+        }
+    }
+
     /// Whether `lost+found` has to be made.
     pub(crate) fn makes_lost_found(&self) -> bool {
         self.lost_found == LostFound::Made
@@ -163,6 +227,9 @@ impl Numbers {
     }
 
     pub(crate) fn of_item(&self, item: Item) -> InodeNo {
+        if let Some(table) = &self.table {
+            return table.of_node[item.index()];
+        }
         if item == Item::ROOT {
             return InodeNo::ROOT;
         }
@@ -186,6 +253,9 @@ impl Numbers {
 
     /// The inode of the xattr value of that number.
     pub(crate) fn of_value(&self, value: u32) -> InodeNo {
+        if let Some(table) = &self.table {
+            return table.of_value[value as usize];
+        }
         let skipped = match self.lost_found {
             LostFound::OfTree(_) => 2,
             _ => 1,
@@ -193,13 +263,39 @@ impl Numbers {
         InodeNo(self.base() + self.items() - skipped + value)
     }
 
-    /// How many inodes are in use, reserved ones included: the number of the last.
-    pub(crate) fn used(&self, values: u32) -> u32 {
-        self.of_value(values).0 - 1
+    /// The last inode in use, given how many xattr values have one.
+    pub(crate) fn last(&self, values: u32) -> u32 {
+        match &self.table {
+            Some(table) => table.last.0,
+            None => self.of_value(values).0 - 1,
+        }
+    }
+
+    /// How many inodes are in use, reserved ones included.
+    pub(crate) fn in_use(&self, values: u32) -> u32 {
+        match &self.table {
+            Some(table) => table.in_use,
+            None => self.last(values),
+        }
+    }
+
+    /// Whether an inode up to the last is in use.
+    pub(crate) fn is_in_use(&self, ino: InodeNo) -> bool {
+        match &self.table {
+            Some(table) => ino < InodeNo::FIRST || table.holds[ino.0 as usize] != Holds::Nothing,
+            None => true,
+        }
     }
 
     /// What an inode in use holds.
     pub(crate) fn holds(&self, ino: InodeNo) -> Holds {
+        if let Some(table) = &self.table {
+            return table
+                .holds
+                .get(ino.0 as usize)
+                .copied()
+                .unwrap_or(Holds::Nothing);
+        }
         if ino == InodeNo::ROOT {
             return Holds::Item(Item::ROOT);
         }

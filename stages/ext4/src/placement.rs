@@ -142,15 +142,49 @@ impl Placement {
         })
     }
 
-    /// The content of an owner.
-    pub(crate) fn pieces(&self, owner: Owner) -> &[Piece] {
-        let span = match owner {
+    /// A placement that was found elsewhere. `made`: of `lost+found` and of the journal.
+    pub(crate) fn of(
+        pieces: Vec<Piece>,
+        of_item: Vec<Span>,
+        made: (Span, Span),
+        of_value: Vec<Span>,
+        of_xattr_block: Vec<u64>,
+        trees: HashMap<Owner, Span>,
+        free: Vec<Run>,
+    ) -> Placement {
+        Placement {
+            pieces,
+            of_item,
+            lost_found: made.0,
+            of_value,
+            of_xattr_block,
+            journal: made.1,
+            trees,
+            free,
+        }
+    }
+
+    /// Everything that spans point into; pieces that none points to may be among them.
+    pub(crate) fn all_pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    pub(crate) fn span(&self, owner: Owner) -> Span {
+        match owner {
             Owner::Item(item) => self.of_item[item.index()],
             Owner::LostFound => self.lost_found,
             Owner::Value(value) => self.of_value[value as usize],
             Owner::Journal => self.journal,
-        };
-        &self.pieces[span.range()]
+        }
+    }
+
+    pub(crate) fn tree_span(&self, owner: Owner) -> Span {
+        self.trees.get(&owner).copied().unwrap_or_default()
+    }
+
+    /// The content of an owner.
+    pub(crate) fn pieces(&self, owner: Owner) -> &[Piece] {
+        &self.pieces[self.span(owner).range()]
     }
 
     /// The blocks of an owner's extent tree; none if the inode suffices.

@@ -15,7 +15,7 @@ use bstr::ByteSlice;
 
 use crate::model::{Kind, NodeId, Tree};
 use crate::opener::Opener;
-use crate::scan::{Scan, Stamp, digest_stamps};
+use crate::scan::{ContentId, Scan, Stamp, digest_stamps};
 use world::World;
 
 /// A source and where it goes.
@@ -179,6 +179,21 @@ pub fn compose(layers: Vec<Layer>) -> Result<Composed, ComposeError> {
     })
 }
 
+/// Puts sources beside each other into a directory of its own: the first is under the name `0`, a directory or a file as it is, and
+/// so on. Their destinations do not matter. A source that is missing is an empty directory.
+pub fn gather(sources: Vec<Layer>) -> Result<Composed, ComposeError> {
+    let top = Layer {
+        destination: PathBuf::from("/"),
+        source: PathBuf::new(),
+        scan: Some(Arc::new(Scan::of_nothing())),
+    };
+    let named = (0u32..).zip(sources).map(|(number, source)| Layer {
+        destination: PathBuf::from(format!("/{number}")),
+        ..source
+    });
+    compose(std::iter::once(top).chain(named).collect())
+}
+
 impl Composed {
     pub fn tree(&self) -> &Tree {
         &self.inner.tree
@@ -216,6 +231,18 @@ impl Composed {
     pub fn stamp(&self, node: NodeId) -> Option<Stamp> {
         let (_, scan, node) = self.scanned(node)?;
         Some(scan.stamps[node.index()])
+    }
+
+    /// What stands for the content of a file that comes from a source.
+    pub fn content_id(&self, node: NodeId) -> Option<ContentId> {
+        let (_, scan, node) = self.scanned(node)?;
+        Some(scan.content_id(node))
+    }
+
+    /// Whether the [`ContentId`]s of all files hold for ever: see [`Scan::is_settled`].
+    pub fn is_settled(&self) -> bool {
+        let mut scans = self.layers().iter().filter_map(|layer| layer.scan.as_ref());
+        scans.all(|scan| scan.is_settled())
     }
 
     /// Changes when the content of any regular file in the image may have changed.

@@ -26,12 +26,12 @@ mod opener;
 mod scan;
 mod sys;
 
-pub use compose::{ComposeError, ComposeWarning, Composed, Layer, Origin, compose};
+pub use compose::{ComposeError, ComposeWarning, Composed, Layer, Origin, compose, gather};
 pub use index::{FieldChange, FieldValue, IndexDir};
 pub use look::{Looked, look};
 pub use model::*;
 pub use opener::{OpenError, Opener, SourceFile};
 pub use scan::{
-    Difference, FILE_NAME, Scan, ScanChange, ScanError, ScanOptions, ScanRoot, ScanWarning, Stamp,
-    Trust, scan,
+    ContentId, Difference, FILE_NAME, Scan, ScanChange, ScanError, ScanOptions, ScanRoot,
+    ScanWarning, Stamp, Trust, scan,
 };

@@ -5,6 +5,7 @@
 //! holes (to ask where they are) and a source that is itself a file.
 
 mod assemble;
+mod content_id;
 mod exclude;
 mod holes;
 mod route;
@@ -26,7 +27,7 @@ use fcpipe_spec::Content;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::model::{Kind, NodeId, Timestamp, Tree};
+use crate::model::{Kind, NodeId, Timestamp, Tree, TreeBuilder};
 use crate::sys::{self, Entrance};
 
 use crate::index::{Encoder, FieldChange, Index};
@@ -34,6 +35,7 @@ pub use fcpipe_spec::Trust;
 pub(crate) use trust::{Fields, Manner};
 
 pub(crate) use assemble::made_directory;
+pub use content_id::ContentId;
 pub use stamp::Stamp;
 pub(crate) use stamp::digest_stamps;
 pub(crate) use xattrs::Set;
@@ -107,6 +109,28 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// An empty directory that is nowhere on the host.
+    pub(crate) fn of_nothing() -> Scan {
+        let (tree, _) = TreeBuilder::new(made_directory(Timestamp::default()), Vec::new()).finish();
+        Scan {
+            source: PathBuf::new(),
+            root: ScanRoot::Directory,
+            tree: Arc::new(tree),
+            stamps: vec![Stamp::default()],
+            warnings: Vec::new(),
+            content: Content::default(),
+            bytes: 0,
+            entries: 0,
+            started: Timestamp::default(),
+            unsettled: None,
+            fields: Fields::Full,
+            contents: Vec::new(),
+            declared: None,
+            cross_mounts: false,
+            entrance: Entrance::AsSeen,
+        }
+    }
+
     /// The node that is the source: the Tree's root, or the only file in it.
     pub fn top(&self) -> NodeId {
         match self.root {

@@ -13,10 +13,12 @@
 mod buffer;
 pub(crate) mod clone;
 mod composition;
+mod cow;
 mod digest;
 mod error;
+mod patch;
 mod plan;
-mod source;
+pub(crate) mod source;
 mod sys;
 mod target;
 mod worker;
@@ -29,15 +31,19 @@ use std::thread;
 
 use fcpipe_tree::Composed;
 
+pub use cow::{apply_cow, cow_size};
 pub use digest::digest_file;
 pub use error::CopyError;
+pub use patch::{Patched, patch_image, write_cow};
+#[cfg(test)]
+pub(crate) use patch::{cow_from, patch_from};
 
 use crate::allocate::{allocate, check_space};
 use crate::map::{BLOCK_SIZE, ImageMap};
 use composition::Composition;
 use plan::Cursor;
 use source::Sources;
-use target::Target;
+use target::{Sink, Target};
 
 /// How an image is written. The default is what is fastest.
 #[derive(Debug, Clone)]
@@ -138,7 +144,7 @@ pub fn write_image(
 struct Shared<'a, S> {
     map: &'a ImageMap,
     sources: &'a S,
-    target: &'a Target<'a>,
+    sink: &'a dyn Sink,
     progress: &'a dyn Progress,
     cursor: Mutex<Cursor<'a>>,
     stop: AtomicBool,
@@ -171,7 +177,7 @@ impl<S> Shared<'_, S> {
     }
 }
 
-fn write_from<S: Sources>(
+pub(crate) fn write_from<S: Sources>(
     map: &ImageMap,
     sources: &S,
     file: &File,
@@ -187,12 +193,27 @@ fn write_from<S: Sources>(
     };
     check_space(file, map, cloned.blocks)?;
     target.reserve(&Cursor::new(&map.extents, &cloned.ranges).runs())?;
+    let report = move_all(map, sources, &target, &cloned, options, progress)?;
+    Ok(CopyReport {
+        direct: target.is_direct(),
+        ..report
+    })
+}
 
+/// Moves everything of a map that was not cloned, on several threads.
+fn move_all<S: Sources>(
+    map: &ImageMap,
+    sources: &S,
+    sink: &dyn Sink,
+    cloned: &clone::Cloned,
+    options: &CopyOptions,
+    progress: &dyn Progress,
+) -> Result<CopyReport, CopyError> {
     let threads = threads(options, map);
     let shared = Shared {
         map,
         sources,
-        target: &target,
+        sink,
         progress,
         cursor: Mutex::new(Cursor::new(&map.extents, &cloned.ranges)),
         stop: AtomicBool::new(false),
@@ -226,7 +247,7 @@ fn write_from<S: Sources>(
         bytes_read: shared.read.into_inner(),
         bytes_written: shared.written.into_inner(),
         bytes_cloned: cloned.blocks * BLOCK_SIZE,
-        direct: target.is_direct(),
+        direct: false,
     })
 }
 

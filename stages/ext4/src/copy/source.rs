@@ -10,7 +10,7 @@ use fcpipe_tree::NodeId;
 use super::CopyError;
 
 /// All files of an image. Shared by the threads of a copy.
-pub(super) trait Sources: Sync {
+pub(crate) trait Sources: Sync {
     type Reader<'a>: Reader
     where
         Self: 'a;
@@ -24,7 +24,7 @@ pub(super) trait Sources: Sync {
 }
 
 /// Opens files for one thread, which may keep the last directory at hand.
-pub(super) trait Reader {
+pub(crate) trait Reader {
     type File: AsFd;
 
     /// Opens a file. It may be something else than what was scanned: the check says so.

@@ -11,6 +11,12 @@ use rustix::io::Errno;
 use crate::copy::CopyError;
 use crate::map::BLOCK_SIZE;
 
+/// Takes the bytes of an image, from any thread.
+pub(super) trait Sink: Sync {
+    /// Writes whole blocks, from page-aligned memory, at a multiple of the block size.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), CopyError>;
+}
+
 pub(super) struct Target<'a> {
     file: &'a File,
     /// The same file opened again, for direct I/O.
@@ -58,8 +64,7 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Writes whole blocks, from page-aligned memory, at a multiple of the block size.
-    pub(super) fn write(&self, mut bytes: &[u8], mut offset: u64) -> Result<(), CopyError> {
+    fn write_all(&self, mut bytes: &[u8], mut offset: u64) -> Result<(), CopyError> {
         while !bytes.is_empty() {
             match self.write_some(bytes, offset) {
                 Ok(0) => {
@@ -110,6 +115,12 @@ impl<'a> Target<'a> {
                 source: source.into(),
             },
         }
+    }
+}
+
+impl Sink for Target<'_> {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), CopyError> {
+        self.write_all(bytes, offset)
     }
 }
 

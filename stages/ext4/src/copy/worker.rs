@@ -160,7 +160,7 @@ fn write<S>(shared: &Shared<'_, S>, piece: &[MapExtent], buffer: &[u8]) -> Resul
     for extent in piece {
         if extent.block != next {
             shared
-                .target
+                .sink
                 .write(&buffer[start..start + len], first * BLOCK_SIZE)?;
             start += len;
             len = 0;
@@ -170,7 +170,7 @@ fn write<S>(shared: &Shared<'_, S>, piece: &[MapExtent], buffer: &[u8]) -> Resul
         next = extent.block + u64::from(extent.blocks);
     }
     shared
-        .target
+        .sink
         .write(&buffer[start..start + len], first * BLOCK_SIZE)?;
     Ok((start + len) as u64)
 }

@@ -44,8 +44,20 @@ pub(crate) struct DirPlan<'t> {
 
 #[derive(Debug)]
 enum Shape<'t> {
-    Linear { blocks: u32 },
+    Linear {
+        blocks: u32,
+    },
     Indexed(Box<Htree<'t>>),
+    /// It is as in an earlier image, and not written.
+    Kept(DirShape),
+}
+
+/// What is to be known of a directory that is not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DirShape {
+    pub(crate) blocks: u32,
+    pub(crate) indexed: bool,
+    pub(crate) large: bool,
 }
 
 impl<'t> DirPlan<'t> {
@@ -92,20 +104,42 @@ impl<'t> DirPlan<'t> {
         }
     }
 
-    pub(crate) fn blocks(&self) -> u32 {
-        match &self.shape {
-            Shape::Linear { blocks } => *blocks,
-            Shape::Indexed(htree) => htree.blocks(),
+    /// A directory with the same names and inodes as in an earlier image.
+    pub(crate) fn kept(node: Option<NodeId>, subdirs: u32, shape: DirShape) -> DirPlan<'static> {
+        DirPlan {
+            node,
+            subdirs,
+            shape: Shape::Kept(shape),
         }
     }
 
+    pub(crate) fn shape(&self) -> DirShape {
+        match &self.shape {
+            Shape::Linear { blocks } => DirShape {
+                blocks: *blocks,
+                indexed: false,
+                large: false,
+            },
+            Shape::Indexed(htree) => DirShape {
+                blocks: htree.blocks(),
+                indexed: true,
+                large: htree.is_large(),
+            },
+            Shape::Kept(shape) => *shape,
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> u32 {
+        self.shape().blocks
+    }
+
     pub(crate) fn is_indexed(&self) -> bool {
-        matches!(self.shape, Shape::Indexed(_))
+        self.shape().indexed
     }
 
     /// Whether the index needs the feature `large_dir`.
     pub(crate) fn is_large(&self) -> bool {
-        matches!(&self.shape, Shape::Indexed(htree) if htree.is_large())
+        self.shape().large
     }
 
     /// Writes all blocks of the directory.
@@ -123,6 +157,7 @@ impl<'t> DirPlan<'t> {
                 linear::encode(ino, parent, names(tree, numbers, node), out);
             }
             (Shape::Linear { .. }, None) => linear::encode(ino, parent, [], out),
+            (Shape::Kept(_), _) => {}
         }
     }
 }

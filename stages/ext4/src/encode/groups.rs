@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::Decided;
 use crate::checksum::SEED;
 use crate::geometry::{BLOCKS_PER_GROUP, Geometry};
-use crate::ids::{GroupNo, Run};
+use crate::ids::{GroupNo, InodeNo, Run};
 use crate::numbers::Item;
 use crate::ondisk::group::{BLOCK_UNINIT, DESC_SIZE, GroupDesc, INODE_UNINIT, INODE_ZEROED};
 
@@ -18,6 +18,8 @@ use crate::ondisk::group::{BLOCK_UNINIT, DESC_SIZE, GroupDesc, INODE_UNINIT, INO
 struct Group {
     free_blocks: u32,
     used_inodes: u32,
+    /// The part of the group's inodes behind which all are free.
+    inodes_reached: u32,
     used_dirs: u32,
     has_block_bitmap: bool,
     block_bitmap_csum: u32,
@@ -35,7 +37,7 @@ impl Groups {
             content,
             geometry,
             placement,
-            used_inodes,
+            last_inode,
             ..
         } = decided;
         let mut all = vec![Group::default(); geometry.groups() as usize];
@@ -45,7 +47,7 @@ impl Groups {
         for dir in &content.dirs {
             let ino = match dir.node {
                 Some(node) => content.numbers.of_item(Item(node.0)),
-                None => crate::InodeNo::FIRST,
+                None => InodeNo::FIRST,
             };
             let (group, _) = ino.place(geometry.inodes_per_group);
             all[group.index()].used_dirs += 1;
@@ -54,9 +56,13 @@ impl Groups {
         for (i, group) in all.iter_mut().enumerate() {
             let number = GroupNo(i as u32);
             let before = u64::from(geometry.inodes_per_group) * i as u64;
-            group.used_inodes = u64::from(*used_inodes)
+            group.inodes_reached = u64::from(*last_inode)
                 .saturating_sub(before)
-                .min(u64::from(geometry.inodes_per_group)) as u32;
+                .min(u64::from(geometry.inodes_per_group))
+                as u32;
+            let mut inodes = (1..=group.inodes_reached).map(|i| InodeNo(before as u32 + i));
+            let free = |ino: &InodeNo| !content.numbers.is_in_use(*ino);
+            group.used_inodes = group.inodes_reached - inodes.by_ref().filter(free).count() as u32;
             // The last group's bitmap must say where the disk ends; mke2fs writes it always.
             group.has_block_bitmap = i == 0 || i == last || {
                 let blocks = geometry.group_end(number) - geometry.group_start(number);
@@ -72,14 +78,19 @@ impl Groups {
         groups
     }
 
-    pub(super) fn used_inodes(&self, group: GroupNo) -> u32 {
-        self.all[group.index()].used_inodes
+    /// How many inodes of a group are in its table.
+    pub(super) fn inodes_reached(&self, group: GroupNo) -> u32 {
+        self.all[group.index()].inodes_reached
     }
 
-    /// Whether a group's block bitmap is to be written: it is there, and not all zero.
-    pub(super) fn stores_block_bitmap(&self, group: GroupNo) -> bool {
-        let group = &self.all[group.index()];
-        group.has_block_bitmap && u64::from(group.free_blocks) < BLOCKS_PER_GROUP
+    /// Whether a group's block bitmap is there.
+    pub(super) fn has_block_bitmap(&self, group: GroupNo) -> bool {
+        self.all[group.index()].has_block_bitmap
+    }
+
+    /// Whether a group's block bitmap is all zero, which on an empty disk it is without being written.
+    pub(super) fn block_bitmap_is_zero(&self, group: GroupNo) -> bool {
+        u64::from(self.all[group.index()].free_blocks) == BLOCKS_PER_GROUP
     }
 
     pub(super) fn free_blocks(&self) -> u64 {
@@ -114,11 +125,28 @@ impl Groups {
         }
     }
 
-    /// The first inodes of the group are in use, and what does not exist.
-    pub(super) fn inode_bitmap(&self, _: &Decided<'_>, group: GroupNo, out: &mut [u8]) {
+    /// In use is what is reached but for what is known to be free there, and what does not exist.
+    pub(super) fn inode_bitmap(&self, decided: &Decided<'_>, group: GroupNo, out: &mut [u8]) {
         out.fill(0xFF);
-        let used = self.used_inodes(group) as usize;
-        clear(out, used, self.inodes_per_group as usize);
+        let Group {
+            inodes_reached,
+            used_inodes,
+            ..
+        } = self.all[group.index()];
+        let reached = inodes_reached as usize;
+        clear(out, reached, self.inodes_per_group as usize);
+        if used_inodes < inodes_reached {
+            let first = group.0 * self.inodes_per_group + 1;
+            for at in 0..reached {
+                if !decided
+                    .content
+                    .numbers
+                    .is_in_use(InodeNo(first + at as u32))
+                {
+                    clear(out, at, at + 1);
+                }
+            }
+        }
     }
 
     /// The descriptors of all groups, as whole blocks. The bitmaps' checksums must have been noted.
@@ -143,6 +171,7 @@ impl Groups {
         let group = &self.all[number.index()];
         let tables = &geometry.tables[number.index()];
         let free_inodes = self.inodes_per_group - group.used_inodes;
+        let untouched = self.inodes_per_group - group.inodes_reached;
         let mut flags = INODE_ZEROED;
         let mut block_csum = group.block_bitmap_csum;
         if !group.has_block_bitmap {
@@ -167,7 +196,7 @@ impl Groups {
             bg_exclude_bitmap_lo: 0.into(),
             bg_block_bitmap_csum_lo: lo16(block_csum),
             bg_inode_bitmap_csum_lo: lo16(group.inode_bitmap_csum),
-            bg_itable_unused_lo: lo16(free_inodes),
+            bg_itable_unused_lo: lo16(untouched),
             bg_checksum: 0.into(),
             bg_block_bitmap_hi: hi32(tables.block_bitmap),
             bg_inode_bitmap_hi: hi32(tables.inode_bitmap),
@@ -175,7 +204,7 @@ impl Groups {
             bg_free_blocks_count_hi: hi16(group.free_blocks),
             bg_free_inodes_count_hi: hi16(free_inodes),
             bg_used_dirs_count_hi: hi16(group.used_dirs),
-            bg_itable_unused_hi: hi16(free_inodes),
+            bg_itable_unused_hi: hi16(untouched),
             bg_exclude_bitmap_hi: 0.into(),
             bg_block_bitmap_csum_hi: hi16(block_csum),
             bg_inode_bitmap_csum_hi: hi16(group.inode_bitmap_csum),

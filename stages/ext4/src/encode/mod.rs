@@ -4,7 +4,7 @@ mod groups;
 mod inodes;
 mod superblock;
 
-use fcpipe_tree::Kind;
+use fcpipe_tree::{Kind, NodeId};
 use rayon::prelude::*;
 
 use crate::checksum::Seed;
@@ -29,11 +29,32 @@ pub(crate) struct Decided<'a> {
     pub(crate) placement: &'a Placement,
     pub(crate) options: &'a Options,
     pub(crate) uuid: [u8; 16],
-    /// Inodes in use, which is also the last one's number.
-    pub(crate) used_inodes: u32,
+    /// The number of the last inode in use, and how many are.
+    pub(crate) last_inode: u32,
+    pub(crate) inodes_in_use: u32,
     /// Blocks of the journal, or 0.
     pub(crate) journal_blocks: u32,
     pub(crate) disk_blocks: u64,
+    /// What is not as in an earlier image. `None`: there is none, and everything is made.
+    pub(crate) changes: Option<&'a Changes>,
+}
+
+/// What of an image may differ from an earlier one, beside superblocks, bitmaps, blocks of xattrs and of extents, which are
+/// few and always made.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Blocks of inode tables, each by the first inode in it; in order.
+    pub(crate) inodes: Vec<InodeNo>,
+    /// By place among the directories.
+    pub(crate) dirs: Vec<bool>,
+    /// By node: its content, which is a file's or a symlink's.
+    pub(crate) contents: Vec<bool>,
+}
+
+impl Changes {
+    fn has_content(changes: Option<&Changes>, node: NodeId) -> bool {
+        changes.is_none_or(|changes| changes.contents[node.index()])
+    }
 }
 
 /// Something that makes whole blocks.
@@ -192,14 +213,19 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
             );
         }
         let tables = &geometry.tables[group.index()];
-        if groups.stores_block_bitmap(group) {
+        // What was zero before need not be so on a disk that is not empty.
+        let zero = decided.changes.is_none() && groups.block_bitmap_is_zero(group);
+        if groups.has_block_bitmap(group) && !zero {
             lists.add(Section::BlockBitmap(group), tables.block_bitmap, 1);
         }
-        let used = groups.used_inodes(group);
-        if used > 0 {
+        let reached = groups.inodes_reached(group);
+        if reached > 0 {
             lists.add(Section::InodeBitmap(group), tables.inode_bitmap, 1);
         }
-        let table_blocks = used.div_ceil(INODES_PER_BLOCK);
+        if decided.changes.is_some() {
+            continue;
+        }
+        let table_blocks = reached.div_ceil(INODES_PER_BLOCK);
         for at in (0..table_blocks).step_by(TABLE_CHUNK as usize) {
             let first = group.0 * geometry.inodes_per_group + at * INODES_PER_BLOCK + 1;
             lists.add(
@@ -209,14 +235,33 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
             );
         }
     }
+    if let Some(changes) = decided.changes {
+        for &first in &changes.inodes {
+            let (group, at) = first.place(geometry.inodes_per_group);
+            let table = geometry.tables[group.index()].inode_table;
+            lists.add(
+                Section::Inodes(first),
+                table + u64::from(at / INODES_PER_BLOCK),
+                1,
+            );
+        }
+    }
     for (i, dir) in (0..).zip(&content.dirs) {
+        if decided
+            .changes
+            .is_some_and(|changes| !changes.dirs[i as usize])
+        {
+            continue;
+        }
         let owner = dir
             .node
             .map_or(Owner::LostFound, |node| Owner::Item(Item(node.0)));
         lists.add_pieces(Section::Dir(i), placement.pieces(owner));
     }
     for item in content.numbers.all_items() {
-        if is_slow_symlink(content.tree, &content.numbers, item) {
+        if Changes::has_content(decided.changes, content.numbers.node(item))
+            && is_slow_symlink(content.tree, &content.numbers, item)
+        {
             lists.add_pieces(Section::Symlink(item), placement.pieces(Owner::Item(item)));
         }
     }
@@ -226,8 +271,8 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
     for (i, value) in (0..).zip(&content.xattrs.values) {
         let pieces = placement.pieces(Owner::Value(i));
         for (n, bytes) in (0..).zip(value.bytes.chunks(BLOCK)) {
-            // A block of zeros is there without being written.
-            if bytes.iter().any(|&byte| byte != 0) {
+            // A block of zeros is there without being written, on a disk that was empty.
+            if decided.changes.is_some() || bytes.iter().any(|&byte| byte != 0) {
                 lists.add(
                     Section::Value(i, n),
                     extents::nth_block(pieces, n as usize),
@@ -236,7 +281,9 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
             }
         }
     }
-    if let Some(first) = placement.pieces(Owner::Journal).first() {
+    if decided.changes.is_none()
+        && let Some(first) = placement.pieces(Owner::Journal).first()
+    {
         lists.add(Section::Journal, first.block, 1);
     }
     for owner in placement.trees() {
@@ -330,7 +377,9 @@ fn file_extents(decided: &Decided<'_>) -> Vec<MapExtent> {
     let mut extents = Vec::with_capacity(content.tree.len());
     for item in content.numbers.all_items() {
         let node = content.numbers.node(item);
-        if !matches!(content.tree.kind(node), Kind::File { .. }) {
+        if !matches!(content.tree.kind(node), Kind::File { .. })
+            || !Changes::has_content(decided.changes, node)
+        {
             continue;
         }
         for piece in placement.pieces(Owner::Item(item)) {
@@ -344,6 +393,8 @@ fn file_extents(decided: &Decided<'_>) -> Vec<MapExtent> {
             });
         }
     }
+    // Where everything was placed in order, so is this.
+    extents.sort_by_key(|extent| extent.block);
     extents
 }
 

@@ -41,7 +41,7 @@ fn superblock(decided: &Decided<'_>, groups: &Groups) -> SuperBlock {
     s.s_blocks_count_hi = ((blocks >> 32) as u32).into();
     s.s_free_blocks_count_lo = (free_blocks as u32).into();
     s.s_free_blocks_count_hi = ((free_blocks >> 32) as u32).into();
-    s.s_free_inodes_count = (geometry.inodes() - decided.used_inodes).into();
+    s.s_free_inodes_count = (geometry.inodes() - decided.inodes_in_use).into();
     // 1,024 shifted by two: blocks and clusters of 4 KiB.
     s.s_log_block_size = 2.into();
     s.s_log_cluster_size = 2.into();

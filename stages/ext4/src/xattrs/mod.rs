@@ -203,6 +203,18 @@ impl<'t> Xattrs<'t> {
             .sum()
     }
 
+    /// What tells each block from all others of any tree: its set, by the hashes of the sets, and how many blocks of the
+    /// same set come before it.
+    pub(crate) fn block_names(&self, sets: &[[u8; 32]]) -> Vec<([u8; 32], u32)> {
+        let mut seen: HashMap<u32, u32> = HashMap::new();
+        let names = self.blocks.iter().map(|block| {
+            let ordinal = seen.entry(block.set).or_default();
+            *ordinal += 1;
+            (sets[block.set as usize], *ordinal)
+        });
+        names.collect()
+    }
+
     /// The number of an item's block.
     pub(crate) fn block_of(&self, item: Item) -> Option<u32> {
         self.block_of.get(item.index())?.checked_sub(1)
