@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancelToken;
-use crate::digest::Key;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::digest::{Digest, Key};
 use crate::event::{Amount, Event};
 use crate::failure::{Failure, FailureKind};
 use crate::graph::{Node, NodeId};
@@ -15,6 +18,7 @@ use crate::key::Change;
 use crate::rows::Rows;
 use crate::run::{CacheMode, Shared};
 use crate::store::{Keep, Lease, Object, ObjectWriter, Store, StoreError};
+use crate::value::Kept;
 
 /// The context of one step. Shared freely between the threads that the step starts.
 pub struct Cx {
@@ -79,6 +83,43 @@ impl Cx {
         self.store()
             .lease(object)
             .map_err(|e| self.store_failure(object.path.display(), e))
+    }
+
+    /// What was last left under this name for the same spec: see [`leave_hint`](Self::leave_hint).
+    pub fn hint<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        (self.shared.cache != CacheMode::Off)
+            .then(|| self.store().note(&self.hint_key(name)))
+            .flatten()
+    }
+
+    /// Leaves something for later launches of the same spec that helps them and that nothing may depend on: it can be lost
+    /// at any time, and whoever finds it checks it.
+    pub fn leave_hint<T: Serialize>(&self, name: &str, hint: &T) {
+        if self.shared.cache != CacheMode::Auto || self.shared.plan {
+            return;
+        }
+        if let Err(error) = self.store().put_note(&self.hint_key(name), hint) {
+            tracing::warn!(node = %self.id, %error, "a hint was not written");
+        }
+    }
+
+    fn hint_key(&self, name: &str) -> Key {
+        Key::new(Digest::of(
+            "fcpipe engine 1: hint",
+            &[self.shared.scope.as_bytes(), name.as_bytes()],
+        ))
+    }
+
+    /// What another stage has kept under a key, and when it was made (in seconds since 1970), if that can be used now. Counts
+    /// as use, so that it is not the next to be collected.
+    pub fn earlier(&self, key: &Key) -> Option<(Kept, u64)> {
+        let store = self.store();
+        let record = if self.shared.plan {
+            store.record(key)?
+        } else {
+            store.use_record(key)?
+        };
+        Some((store.kept(record.kept.as_ref()?)?, record.made))
     }
 
     pub(crate) fn store_failure(&self, subject: impl fmt::Display, error: StoreError) -> Failure {

@@ -4,6 +4,7 @@
 //! finding a record and opening its objects then. What a running machine still uses carries a lock of its own. Files
 //! are let go of, which for an image of gigabytes takes time, only after the store is free again.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::Path;
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 
 use super::survey::{Entry, ObjectEntry, Usage, open_object, time};
 use super::{Store, StoreError};
+use crate::digest::Key;
 use crate::fsutil;
 
 /// What is to stay.
@@ -166,10 +168,23 @@ impl Collector<'_> {
     fn old(&mut self, what: &Collect, now: SystemTime) -> Result<(), StoreError> {
         let survey = self.store.survey()?;
         let mut left = survey.total().disk;
+        // A record that lends objects is used when its borrowers are, and goes after them.
+        let mut borrowers: BTreeMap<Key, usize> = BTreeMap::new();
+        let mut used_by: BTreeMap<Key, SystemTime> = BTreeMap::new();
+        for entry in &survey.entries {
+            for lender in &entry.borrows_from {
+                *borrowers.entry(*lender).or_default() += 1;
+                let used = used_by.entry(*lender).or_insert(entry.used);
+                *used = entry.used.max(*used);
+            }
+        }
         let mut items: Vec<(SystemTime, Item)> = survey
             .entries
             .into_iter()
-            .map(|entry| (entry.used, Item::Entry(Box::new(entry))))
+            .map(|entry| {
+                let lent = used_by.get(&entry.key).copied().unwrap_or(entry.used);
+                (entry.used.max(lent), Item::Entry(Box::new(entry)))
+            })
             .collect();
         for (name, stat) in self.store.files(&self.store.notes, "notes")? {
             items.push((time(&stat), Item::Note(name, Usage::of(&stat))));
@@ -177,7 +192,13 @@ impl Collector<'_> {
         for (name, stat) in self.store.files(&self.store.scans, "scans")? {
             items.push((time(&stat), Item::Scan(name, Usage::of(&stat))));
         }
-        items.sort_by_key(|(used, _)| *used);
+        items.sort_by_key(|(used, item)| {
+            let lends = matches!(item, Item::Entry(entry) if used_by.contains_key(&entry.key));
+            (*used, lends)
+        });
+        let lends = |borrowers: &BTreeMap<Key, usize>, key: &Key| {
+            borrowers.get(key).is_some_and(|count| *count > 0)
+        };
         for (used, item) in items {
             // A time in the future: used just now, for all that is known.
             let age = now.duration_since(used).unwrap_or_default();
@@ -188,8 +209,15 @@ impl Collector<'_> {
             }
             let before = self.gone.freed;
             match item {
-                Item::Entry(entry) if entry.leased() => self.gone.in_use += 1,
-                Item::Entry(entry) => self.remove_entry(&entry)?,
+                Item::Entry(entry) if entry.leased() || lends(&borrowers, &entry.key) => {
+                    self.gone.in_use += 1;
+                }
+                Item::Entry(entry) => {
+                    self.remove_entry(&entry)?;
+                    for lender in &entry.borrows_from {
+                        borrowers.entry(*lender).and_modify(|count| *count -= 1);
+                    }
+                }
                 Item::Note(name, usage) => {
                     self.unlink(&self.store.notes, "notes", &name, usage)?;
                     self.gone.notes += 1;

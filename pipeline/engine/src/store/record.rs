@@ -43,7 +43,7 @@ pub struct Record {
     pub synced: bool,
 }
 
-/// [`Kept`], as it is written.
+/// [`Kept`], as it is written. It may name objects of other keys, which those keys' records are in charge of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeptRecord {
     /// The output's own part.
@@ -55,15 +55,6 @@ pub struct KeptRecord {
     pub contents: BTreeMap<ObjectId, Digest>,
 }
 
-impl KeptRecord {
-    /// Whether every object's content is known.
-    pub fn proven(&self) -> bool {
-        self.objects
-            .iter()
-            .all(|(id, _)| self.contents.contains_key(id))
-    }
-}
-
 impl Record {
     /// The objects that the record names, with their lengths in bytes.
     pub fn objects(&self) -> impl Iterator<Item = (&ObjectId, u64)> {
@@ -73,9 +64,24 @@ impl Record {
             .map(|(id, size)| (id, *size))
     }
 
-    /// Whether every object's content is known.
+    /// Those of them that were made under this record's key.
+    pub fn own_objects(&self) -> impl Iterator<Item = (&ObjectId, u64)> {
+        self.objects().filter(|(id, _)| id.key() == self.key)
+    }
+
+    /// Those of them that other records are in charge of.
+    pub fn borrowed_objects(&self) -> impl Iterator<Item = &ObjectId> {
+        let others = self.objects().filter(|(id, _)| id.key() != self.key);
+        others.map(|(id, _)| id)
+    }
+
+    /// Whether the content of every object of its own is known.
     pub fn proven(&self) -> bool {
-        self.kept.as_ref().is_none_or(KeptRecord::proven)
+        let known = |id| {
+            let contents = self.kept.as_ref().map(|kept| &kept.contents);
+            contents.is_some_and(|contents| contents.contains_key(id))
+        };
+        self.own_objects().all(|(id, _)| known(id))
     }
 }
 

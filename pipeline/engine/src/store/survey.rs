@@ -70,8 +70,10 @@ pub struct Entry {
     pub used: SystemTime,
     /// The record's own file.
     pub usage: Usage,
-    /// Its objects.
+    /// Its objects, and those of other keys that only it still names.
     pub objects: Vec<ObjectEntry>,
+    /// Keys of records whose objects it names beside its own: those must stay as long as it does.
+    pub borrows_from: Vec<Key>,
 }
 
 impl Entry {
@@ -134,7 +136,7 @@ impl Store {
         let mut objects: BTreeMap<ObjectId, ObjectEntry> = self.all_objects()?;
         for entry in &mut survey.entries {
             let Ok(record) = &entry.record else { continue };
-            for (id, _) in record.objects() {
+            for (id, _) in record.own_objects() {
                 // Made after the objects were listed, otherwise.
                 let Some(mut object) = objects.remove(id) else {
                     continue;
@@ -144,6 +146,16 @@ impl Store {
                     .as_ref()
                     .and_then(|kept| kept.contents.get(id).copied());
                 entry.objects.push(object);
+            }
+        }
+        for entry in &mut survey.entries {
+            let Ok(record) = &entry.record else { continue };
+            for id in record.borrowed_objects() {
+                match objects.remove(id) {
+                    // Its own record is gone.
+                    Some(object) => entry.objects.push(object),
+                    None => entry.borrows_from.push(id.key()),
+                }
             }
         }
         survey.orphans = objects.into_values().collect();
@@ -171,6 +183,7 @@ impl Store {
                 used: time(&stat),
                 usage: Usage::of(&stat),
                 objects: Vec::new(),
+                borrows_from: Vec::new(),
             })
         });
         Ok(entries.collect())

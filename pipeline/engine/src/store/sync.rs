@@ -113,7 +113,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let key = record.key;
         let mut found = Vec::new();
-        for (id, size) in record.objects() {
+        for (id, size) in record.own_objects() {
             match self.content(id, size, threads, cancelled)? {
                 Some(content) => found.push((id.clone(), content.digest)),
                 None => return Ok(false),
@@ -143,7 +143,7 @@ impl Store {
                 kept.contents.insert(id, digest);
             }
         }
-        let proven = kept.proven();
+        let proven = record.proven();
         self.put_again(&record, record.synced)?;
         self.settled(&record);
         Ok(proven)

@@ -127,7 +127,7 @@ impl Store {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Vec<Finding>>, StoreError> {
         let mut findings = Vec::new();
-        for (id, size) in record.objects() {
+        for (id, size) in record.own_objects() {
             let known = record.kept.as_ref().and_then(|kept| kept.contents.get(id));
             let (id, node) = (id.clone(), record.node.clone());
             let Some(known) = known else {
