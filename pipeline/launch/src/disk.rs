@@ -11,7 +11,7 @@ use fcpipe_engine::{
 use fcpipe_vmm::Drive;
 use serde::{Deserialize, Serialize};
 
-use crate::image::Image;
+use crate::image::{Blocks, Image};
 use crate::kernel::ChosenKernel;
 use crate::machine::launch_dir;
 
@@ -100,25 +100,42 @@ fn has_all(kernel: &ChosenKernel, way: Way) -> bool {
     way.modules().iter().all(|name| kernel.0.has_module(name))
 }
 
-/// Makes the launch's own file: its whole disk, or the scratch disk beside the image.
+/// Makes the launch's own files: for each image a whole disk, or a scratch disk beside it.
 pub(crate) struct PrivateDisk {
-    pub(crate) image: Node<Image>,
+    /// The root's first.
+    pub(crate) images: Vec<Node<Image>>,
     pub(crate) writes: Node<Writes>,
 }
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct DiskEntry {
     path: PathBuf,
+    /// Of further images.
+    #[serde(default)]
+    others: Vec<PathBuf>,
 }
 
 /// The machine's disks.
 pub(crate) struct Disks {
     /// In the order of their numbers.
     pub(crate) drives: Vec<Drive>,
-    /// What the guest is to do with them.
-    pub(crate) writes: fcpipe_proto::Writes,
-    /// The image's, while a machine reads it: nobody collects it before everything of the launch is undone.
-    _lease: Option<Lease>,
+    /// For each image the disk that it is on, and what the guest is to do with it.
+    pub(crate) images: Vec<(u32, fcpipe_proto::Writes)>,
+    /// The images', while a machine reads them: nobody collects them before everything of the launch is undone.
+    _leases: Vec<Lease>,
+}
+
+impl Disks {
+    /// Tells the guest which disk is which.
+    pub(crate) fn describe(&self, root: &mut fcpipe_proto::RootFs) {
+        let mut images = self.images.iter().copied();
+        if let Some((disk, writes)) = images.next() {
+            (root.disk, root.writes) = (disk, writes);
+        }
+        root.beside = images
+            .map(|(disk, writes)| fcpipe_proto::Beside { disk, writes })
+            .collect();
+    }
 }
 
 impl Effect for PrivateDisk {
@@ -127,71 +144,162 @@ impl Effect for PrivateDisk {
     type Output = Disks;
 
     fn inputs(&self, k: &mut KeyWriter<'_>) {
-        k.node("image", &self.image);
+        for image in &self.images {
+            k.node("image", image);
+        }
         k.node("writes", &self.writes);
     }
 
     fn intend(&self, cx: &Cx) -> Result<DiskEntry, Failure> {
+        let dir = launch_dir(cx)?;
+        // An overlay over an image with changes needs a disk for both: the last ones are for that.
+        let others = (1..self.images.len() * 2).map(|number| dir.join(format!("disk{number}.img")));
         Ok(DiskEntry {
-            path: launch_dir(cx)?.join("root.img"),
+            path: dir.join("root.img"),
+            others: others.collect(),
         })
     }
 
     fn make(&self, entry: &DiskEntry, cx: &Cx) -> Result<Disks, Failure> {
-        let image = cx.get(&self.image)?;
         let choice = &cx.get(&self.writes)?.0;
-        // Held while it is read: nobody collects it meanwhile.
-        let lease = cx.lease(image.object())?;
-        let image = image.object();
-        let failed = |e| disk_failure(cx, e);
-        let scratch = match choice.way {
-            Way::Clone => {
-                clone(&image.path, &entry.path, choice, cx)?;
-                None
-            }
-            Way::Copy => {
-                copy(&image.path, &entry.path, cx)?;
-                None
-            }
-            Way::Snapshot => {
-                fcpipe_disk::scratch(&entry.path, image.size).map_err(failed)?;
-                Some(fcpipe_proto::Writes::Snapshot { scratch: 1 })
-            }
-            Way::Overlay => {
-                fcpipe_disk::scratch_ext4(&entry.path, image.size).map_err(failed)?;
-                Some(fcpipe_proto::Writes::Overlay { scratch: 1 })
-            }
+        let mut disks = Disks {
+            drives: Vec::new(),
+            images: Vec::new(),
+            _leases: Vec::new(),
         };
-        let own = Drive {
-            path: entry.path.clone(),
-            read_only: false,
-        };
-        Ok(match scratch {
-            None => Disks {
-                drives: vec![own],
-                writes: fcpipe_proto::Writes::Direct,
-                _lease: None,
-            },
-            Some(writes) => {
-                let shared = Drive {
-                    path: image.path.clone(),
-                    read_only: true,
-                };
-                Disks {
-                    drives: vec![shared, own],
-                    writes,
-                    _lease: Some(lease),
-                }
-            }
-        })
+        let mut paths = std::iter::once(&entry.path).chain(&entry.others);
+        for image in &self.images {
+            let image = cx.get(image)?;
+            let mut maker = Maker {
+                cx,
+                choice,
+                paths: &mut paths,
+                disks: &mut disks,
+            };
+            maker.add(&image)?;
+        }
+        Ok(disks)
     }
 
     fn undo(entry: &DiskEntry) -> Result<(), UndoError> {
-        match std::fs::remove_file(&entry.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+        for path in std::iter::once(&entry.path).chain(&entry.others) {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
         }
+        Ok(())
     }
+}
+
+/// Adds the disks of one image after the other.
+struct Maker<'a, 'p> {
+    cx: &'a Cx,
+    choice: &'a Choice,
+    /// Names for files of the launch's own.
+    paths: &'a mut dyn Iterator<Item = &'p PathBuf>,
+    disks: &'a mut Disks,
+}
+
+impl<'p> Maker<'_, 'p> {
+    fn add(&mut self, image: &Image) -> Result<(), Failure> {
+        let cx = self.cx;
+        let own = self.path()?;
+        let failed = |e| disk_failure(cx, e);
+        // Held while it is read: nobody collects it meanwhile.
+        let (base, changes) = match &image.blocks {
+            Blocks::Whole { image, .. } => (image, None),
+            Blocks::Changed { base, changes } => (base, Some(changes)),
+        };
+        let mut leases = vec![cx.lease(base)?];
+        if let Some(changes) = changes {
+            leases.push(cx.lease(changes)?);
+        }
+        let cancelled = || cx.cancelled();
+        let count = |bytes| {
+            cx.progress(Amount {
+                bytes_read: bytes,
+                bytes_written: bytes,
+                ..Amount::default()
+            });
+        };
+        let (shared, scratch) = match (self.choice.way, changes) {
+            (Way::Clone, None) => {
+                clone(&base.path, own, self.choice, cx)?;
+                (None, None)
+            }
+            (Way::Copy, None) => {
+                copy(&base.path, own, cx)?;
+                (None, None)
+            }
+            // Whichever the file system can: a clone, or a copy.
+            (Way::Clone | Way::Copy, Some(changes)) => {
+                let joined = fcpipe_disk::join(&base.path, &changes.path, own, &cancelled);
+                count(joined.map_err(failed)?);
+                (None, None)
+            }
+            (Way::Snapshot, None) => {
+                fcpipe_disk::scratch(own, base.size).map_err(failed)?;
+                (Some(base.path.clone()), Some(Scratch::Empty))
+            }
+            (Way::Snapshot, Some(changes)) => {
+                let size = image.size();
+                let made = fcpipe_disk::scratch_with(&changes.path, own, size, &cancelled);
+                count(made.map_err(failed)?);
+                (Some(base.path.clone()), Some(Scratch::Changes))
+            }
+            (Way::Overlay, None) => {
+                fcpipe_disk::scratch_ext4(own, base.size).map_err(failed)?;
+                (Some(base.path.clone()), Some(Scratch::Ext4))
+            }
+            (Way::Overlay, Some(changes)) => {
+                let whole = self.path()?;
+                let joined = fcpipe_disk::join(&base.path, &changes.path, whole, &cancelled);
+                count(joined.map_err(failed)?);
+                fcpipe_disk::scratch_ext4(own, base.size).map_err(failed)?;
+                (Some(whole.clone()), Some(Scratch::Ext4))
+            }
+        };
+        let disks = &mut *self.disks;
+        let number = disks.drives.len() as u32;
+        disks.drives.extend(shared.map(|path| Drive {
+            path,
+            read_only: true,
+        }));
+        disks.drives.push(Drive {
+            path: own.clone(),
+            read_only: false,
+        });
+        let scratch_number = number + 1;
+        let writes = match scratch {
+            None => fcpipe_proto::Writes::Direct,
+            Some(Scratch::Ext4) => fcpipe_proto::Writes::Overlay {
+                scratch: scratch_number,
+            },
+            Some(scratch) => fcpipe_proto::Writes::Snapshot {
+                scratch: scratch_number,
+                changes: matches!(scratch, Scratch::Changes),
+            },
+        };
+        disks.images.push((number, writes));
+        disks._leases.append(&mut leases);
+        Ok(())
+    }
+
+    fn path(&mut self) -> Result<&'p PathBuf, Failure> {
+        self.paths.next().ok_or_else(|| {
+            let why = "there are fewer names than disks";
+            self.cx
+                .fail(FailureKind::Internal, "the machine's disks", why)
+        })
+    }
+}
+
+/// What a scratch disk holds at first.
+enum Scratch {
+    Empty,
+    Changes,
+    Ext4,
 }
 
 /// A file system that clones one file may still refuse another: then a copy does, unless a clone was asked for.

@@ -16,9 +16,14 @@ use crate::seccomp;
 /// The version of the OCI specification that a state is written by.
 const OCI_VERSION: &str = "1.2.0";
 
-/// The container that the spec describes, its root on the machine's first disk.
-pub(crate) fn config(spec: &LaunchSpec, id: &str) -> GuestConfig {
+use crate::group::Grouping;
+
+/// The container that the spec describes, its root on the machine's first disk. `grouping` says on which disks the sources
+/// of its mounts are.
+pub(crate) fn config(spec: &LaunchSpec, id: &str, grouping: &Grouping) -> GuestConfig {
     let mut mounts = Vec::new();
+    // The root is the first source.
+    let mut source = 0;
     if !spec
         .mounts
         .iter()
@@ -29,13 +34,24 @@ pub(crate) fn config(spec: &LaunchSpec, id: &str) -> GuestConfig {
     mounts.extend(spec.mounts.iter().map(|mount| {
         let destination = text(&mount.destination);
         match &mount.kind {
-            // It is in the image.
             MountKind::Bind(bind) => {
+                source += 1;
                 let mut options = bind.flags.clone();
                 if bind.readonly {
                     options.push("ro".to_owned());
                 }
-                GuestMount::bind(destination, options)
+                match grouping.place_of(source) {
+                    // Beside the root's, under its number.
+                    Some((image @ 1.., member)) => {
+                        let member = member.to_string();
+                        GuestMount {
+                            stand_in: grouping.is_missing(source),
+                            ..GuestMount::bind_from(image - 1, &member, destination, options)
+                        }
+                    }
+                    // It is in the root's image, at its destination.
+                    _ => GuestMount::bind(destination, options),
+                }
             }
             MountKind::Guest {
                 fstype,
@@ -46,6 +62,7 @@ pub(crate) fn config(spec: &LaunchSpec, id: &str) -> GuestConfig {
                 source: source.clone(),
                 destination,
                 options: options.clone(),
+                stand_in: false,
             },
         }
     }));
@@ -57,6 +74,7 @@ pub(crate) fn config(spec: &LaunchSpec, id: &str) -> GuestConfig {
             readonly: spec.root.readonly,
             // What the disks are decides, at the boot.
             writes: Writes::Direct,
+            beside: Vec::new(),
         },
         hostname: spec.hostname.clone(),
         domainname: spec.domainname.clone(),

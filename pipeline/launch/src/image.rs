@@ -1,18 +1,21 @@
 //! The root file system's stages: `layout` (pure, no file is read) and `image` (allocate, copy, seal).
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use fcpipe_engine::{
-    Amount, Cx, Digest, Failure, FailureKind, Identity, KeyWriter, Node, Output, Stage,
+    Amount, CacheMode, Cx, Digest, Failure, FailureKind, Identity, Kept, Key, KeyWriter, Node,
+    Object, Output, Stage,
 };
-use fcpipe_ext4::{CopyError, CopyOptions, Layout, Mke2fsError, Sizing};
+use fcpipe_ext4::{CopyError, CopyOptions, Layout, LayoutError, Mke2fsError, Sizing};
 use fcpipe_tree::{Composed, Layer};
+use serde::{Deserialize, Serialize};
 
 use crate::keys::ContentValue;
+use crate::near::{self, Lineage, Nearby};
 use crate::scan::{STAMPS, Scanned, TREE};
-use crate::stored::Stored;
 
 /// Who writes the ext4 image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,17 +40,27 @@ impl Builder {
 pub(crate) struct Plan {
     composed: Composed,
     shape: Shape,
+    key: Digest,
 }
 
 enum Shape {
-    Native(Layout),
+    Native {
+        layout: Layout,
+        /// What the image is to leave behind, if it may become a base.
+        imprint: Option<Vec<u8>>,
+    },
+    Near(Nearby),
     Mke2fs(Sizing),
 }
 
 impl Output for Plan {
     fn identity(&self) -> Identity {
         Identity::new(match &self.shape {
-            Shape::Native(layout) => layout.digest().into(),
+            // Everything in the image follows from what the key holds. Where it is does not count: any image that is equal in
+            // content will do.
+            Shape::Native { .. } | Shape::Near(_) => {
+                Digest::of("fcpipe plan 2", &[self.key.as_bytes()])
+            }
             Shape::Mke2fs(sizing) => Digest::of(
                 "fcpipe plan for mke2fs 1",
                 &[
@@ -61,6 +74,7 @@ impl Output for Plan {
 }
 
 /// One source of the image.
+#[derive(Clone)]
 pub(crate) struct Part {
     pub(crate) destination: PathBuf,
     pub(crate) source: PathBuf,
@@ -68,22 +82,42 @@ pub(crate) struct Part {
     pub(crate) scan: Node<Scanned>,
 }
 
+/// How sources become one tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Assembly {
+    /// The first is the root, and the others are mounted in it in their order.
+    Mounted,
+    /// Each beside the others under its number, for a guest that mounts them.
+    Gathered,
+}
+
 /// Gives every inode and extent its place, from metadata alone.
 pub(crate) struct PlanImage {
     pub(crate) builder: Builder,
-    /// The root, then the mounts in the spec's order.
+    pub(crate) assembly: Assembly,
+    /// In the spec's order.
     pub(crate) parts: Arc<[Part]>,
     /// Bytes; `None` for what is needed and 30 %.
     pub(crate) size: Option<u64>,
     pub(crate) journal: bool,
+    /// Images that it may be laid out near, or become the base of. Not an input: what comes out is equal.
+    pub(crate) lineage: Option<Lineage>,
+    /// Lay it out from nothing all the same, as a new base.
+    pub(crate) anew: bool,
 }
 
 impl Stage for PlanImage {
     const NAME: &'static str = "layout";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Output = Plan;
 
     fn inputs(&self, k: &mut KeyWriter<'_>) {
+        if self.anew {
+            k.field("form", "a base");
+        }
+        if self.assembly == Assembly::Gathered {
+            k.field("assembly", "side by side");
+        }
         k.field("builder", self.builder.name());
         k.field("format", &fcpipe_ext4::FORMAT_VERSION);
         k.field("size", &self.size);
@@ -105,8 +139,11 @@ impl Stage for PlanImage {
                 scan: cx.get(&part.scan)?.scan(cx)?,
             });
         }
-        let composed = fcpipe_tree::compose(layers)
-            .map_err(|e| cx.fail(FailureKind::Source, "the mounts", e))?;
+        let composed = match self.assembly {
+            Assembly::Mounted => fcpipe_tree::compose(layers),
+            Assembly::Gathered => fcpipe_tree::gather(layers),
+        };
+        let composed = composed.map_err(|e| cx.fail(FailureKind::Source, "the mounts", e))?;
         // A missing source is all that composing warns of, and its scan has said so: each time, as a
         // probe always runs.
         cx.progress(Amount {
@@ -121,23 +158,174 @@ impl Stage for PlanImage {
                     journal: self.journal,
                     ..Default::default()
                 };
-                let layout = fcpipe_ext4::layout(composed.tree(), &options)
+                let shape = self
+                    .lay_out(cx, &composed, &options)
                     .map_err(|e| cx.fail(FailureKind::Source, "the image's layout", e))?;
-                for warning in &layout.warnings {
-                    cx.warn(warning);
+                if let Some(layout) = shape.layout() {
+                    for warning in &layout.warnings {
+                        cx.warn(warning);
+                    }
                 }
-                Shape::Native(layout)
+                shape
             }
         };
-        Ok(Plan { composed, shape })
+        Ok(Plan {
+            composed,
+            shape,
+            key: cx.key().digest(),
+        })
     }
 }
 
-/// Stands for an ext4 image in [`Stored`].
-pub(crate) enum Ext4 {}
+impl PlanImage {
+    fn lay_out(
+        &self,
+        cx: &Cx,
+        composed: &Composed,
+        options: &fcpipe_ext4::Options,
+    ) -> Result<Shape, LayoutError> {
+        let Some(lineage) = &self.lineage else {
+            let layout = fcpipe_ext4::layout(composed.tree(), options)?;
+            return Ok(Shape::Native {
+                layout,
+                imprint: None,
+            });
+        };
+        if !self.anew
+            && let Some(near) = lineage.lay_out(cx, composed, options)?
+        {
+            return Ok(Shape::Near(near));
+        }
+        // Files that may change without a trace after the scan can't be told from unchanged ones later.
+        if cx.cache() != CacheMode::Auto || !composed.is_settled() {
+            let layout = fcpipe_ext4::layout(composed.tree(), options)?;
+            return Ok(Shape::Native {
+                layout,
+                imprint: None,
+            });
+        }
+        let contents = |node| composed.content_id(node);
+        let (layout, imprint) =
+            fcpipe_ext4::layout_with_imprint(composed.tree(), options, &contents)?;
+        Ok(Shape::Native {
+            layout,
+            imprint: Some(imprint),
+        })
+    }
+}
+
+impl Shape {
+    fn layout(&self) -> Option<&Layout> {
+        match self {
+            Shape::Native { layout, .. } => Some(layout),
+            Shape::Near(near) => Some(&near.change.layout),
+            Shape::Mke2fs(_) => None,
+        }
+    }
+}
 
 /// An image in the store.
-pub(crate) type Image = Stored<Ext4>;
+pub(crate) struct Image {
+    key: Key,
+    form: Form,
+    /// What it holds, with the base's if it has one.
+    pub(crate) blocks: Blocks,
+}
+
+/// Where an image's blocks are.
+#[derive(Debug, Clone)]
+pub(crate) enum Blocks {
+    /// In one object. Its imprint is there if others may be near it.
+    Whole {
+        image: Object,
+        imprint: Option<Object>,
+    },
+    /// In a base, but for those that the snapshot disk says.
+    Changed { base: Object, changes: Object },
+}
+
+/// What the record says beside the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Form {
+    changed: bool,
+    /// A new base is due.
+    far: bool,
+}
+
+impl Image {
+    /// The image and the imprint of a record's base.
+    pub(crate) fn base(kept: Kept) -> Option<(Object, Object)> {
+        match blocks(kept)?.1 {
+            Blocks::Whole { image, imprint } => Some((image, imprint?)),
+            Blocks::Changed { .. } => None,
+        }
+    }
+
+    /// Whether a new base is due.
+    pub(crate) fn is_far(&self) -> bool {
+        self.form.far
+    }
+
+    /// Bytes of the whole disk.
+    pub(crate) fn size(&self) -> u64 {
+        match &self.blocks {
+            Blocks::Whole { image, .. } => image.size,
+            Blocks::Changed { base, .. } => base.size,
+        }
+    }
+}
+
+fn blocks(kept: Kept) -> Option<(Form, Blocks)> {
+    let form: Form = serde_json::from_value(kept.body).ok()?;
+    let mut objects = kept.objects.into_iter();
+    let first = objects.next()?;
+    let second = objects.next();
+    let blocks = match form.changed {
+        false => Blocks::Whole {
+            image: first,
+            imprint: second,
+        },
+        true => Blocks::Changed {
+            changes: first,
+            base: second?,
+        },
+    };
+    Some((form, blocks))
+}
+
+impl Output for Image {
+    fn identity(&self) -> Identity {
+        // What it is follows from its key: bytes are not hashed for that, and what is made again under
+        // the same key is equal in content.
+        Identity::new(Digest::of(
+            "fcpipe image 2",
+            &[self.key.digest().as_bytes()],
+        ))
+    }
+
+    fn keep(&self) -> Option<Kept> {
+        let body = serde_json::to_value(self.form).ok()?;
+        let objects = match &self.blocks {
+            Blocks::Whole { image, imprint } => {
+                std::iter::once(image).chain(imprint).cloned().collect()
+            }
+            Blocks::Changed { base, changes } => vec![changes.clone(), base.clone()],
+        };
+        Some(Kept { body, objects })
+    }
+
+    fn recall(kept: Kept) -> Option<Self> {
+        let (form, blocks) = blocks(kept)?;
+        // Both are objects of the key that the record is of.
+        let (Blocks::Whole { image: own, .. } | Blocks::Changed { changes: own, .. }) = &blocks;
+        Some(Image {
+            key: own.id.key(),
+            form,
+            blocks,
+        })
+    }
+}
 
 /// The phases of everything that writes an image.
 pub(crate) const PHASES: &[&str] = &["allocate", "copy", "seal"];
@@ -147,11 +335,13 @@ pub(crate) struct MakeImage {
     pub(crate) plan: Node<Plan>,
     pub(crate) parts: Arc<[Part]>,
     pub(crate) journal: bool,
+    /// As the plan's.
+    pub(crate) lineage: Option<Lineage>,
 }
 
 impl Stage for MakeImage {
     const NAME: &'static str = "image";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const PHASES: &'static [&'static str] = PHASES;
     type Output = Image;
 
@@ -161,13 +351,93 @@ impl Stage for MakeImage {
 
     fn run(&self, cx: &Cx) -> Result<Image, Failure> {
         let plan = cx.get(&self.plan)?;
+        let (changed, blocks) = match &plan.shape {
+            Shape::Near(near) => near_image(cx, &plan, near)?,
+            _ => (false, self.whole(cx, &plan)?),
+        };
+        Ok(Image {
+            key: cx.key(),
+            form: Form {
+                changed,
+                far: matches!(&plan.shape, Shape::Near(near) if near.far),
+            },
+            blocks,
+        })
+    }
+}
+
+impl MakeImage {
+    fn whole(&self, cx: &Cx, plan: &Plan) -> Result<Blocks, Failure> {
         let writer = cx.phase("allocate", || -> Result<_, Failure> {
-            let writer = cx.object("root.ext4")?;
+            let writer = cx.object(IMAGE)?;
             cx.total(plan.amount());
             Ok(writer)
         })?;
         cx.phase("copy", || plan.write(cx, writer.file(), self.journal))?;
-        cx.phase("seal", || cx.publish(writer)).map(Stored::new)
+        cx.phase("seal", || {
+            let imprint = plan.leave_imprint(cx);
+            if let (Some(lineage), Some(_)) = (&self.lineage, &imprint) {
+                lineage.begin(cx);
+            }
+            Ok(Blocks::Whole {
+                image: cx.publish(writer)?,
+                imprint,
+            })
+        })
+    }
+}
+
+const IMAGE: &str = "root.ext4";
+
+/// Writes what differs from the base: into a clone of it, or where there are none to a disk of its own.
+fn near_image(cx: &Cx, plan: &Plan, near: &Nearby) -> Result<(bool, Blocks), Failure> {
+    let (writer, shared) = cx.phase("allocate", || -> Result<_, Failure> {
+        cx.total(plan.amount());
+        let writer = cx.object(IMAGE)?;
+        match near::share(cx, &near.base, writer.file())? {
+            true => Ok((writer, true)),
+            false => Ok((cx.object("changes.cow")?, false)),
+        }
+    })?;
+    let options = copy_options(cx);
+    let (map, base) = (&near.change.layout.map, &near.base.lease.file);
+    let file = writer.file();
+    cx.phase("copy", || {
+        match shared {
+            true => {
+                fcpipe_ext4::patch_image(map, &plan.composed, base, file, &options, &Counted(cx))
+            }
+            false => {
+                fcpipe_ext4::write_cow(map, &plan.composed, base, file, &options, &Counted(cx))
+            }
+        }
+        .map_err(|error| copy_failure(cx, error))
+    })?;
+    cx.phase("seal", || {
+        let object = cx.publish(writer)?;
+        Ok(match shared {
+            true => (
+                false,
+                Blocks::Whole {
+                    image: object,
+                    imprint: None,
+                },
+            ),
+            false => (
+                true,
+                Blocks::Changed {
+                    base: near.base.image.clone(),
+                    changes: object,
+                },
+            ),
+        })
+    })
+}
+
+fn copy_options(cx: &Cx) -> CopyOptions {
+    CopyOptions {
+        threads: NonZeroUsize::new(cx.threads()).map(CopyOptions::threads_on),
+        ..CopyOptions::default()
     }
 }
 
@@ -191,20 +461,34 @@ pub(crate) fn image_inputs(
 impl Plan {
     /// What there is to copy, for progress.
     pub(crate) fn amount(&self) -> Amount {
-        let bytes = match &self.shape {
-            Shape::Native(layout) => layout
-                .map
-                .extents
-                .iter()
-                .map(|e| u64::from(e.blocks) * fcpipe_ext4::BLOCK_SIZE)
-                .sum(),
-            Shape::Mke2fs(_) => 0,
+        let blocks = |layout: &Layout| -> u64 {
+            layout.map.extents.iter().map(|e| u64::from(e.blocks)).sum()
         };
+        let bytes = self.shape.layout().map_or(0, blocks) * fcpipe_ext4::BLOCK_SIZE;
         Amount {
-            files: self.composed.tree().len() as u64,
+            files: match &self.shape {
+                Shape::Near(near) => near.change.files,
+                _ => self.composed.tree().len() as u64,
+            },
             bytes_read: bytes,
             bytes_written: bytes,
         }
+    }
+
+    /// Writes down what the image leaves behind, if it may become a base. Where that fails it becomes none, and is as good an
+    /// image.
+    fn leave_imprint(&self, cx: &Cx) -> Option<Object> {
+        let Shape::Native {
+            imprint: Some(imprint),
+            ..
+        } = &self.shape
+        else {
+            return None;
+        };
+        let writer = cx.object("imprint").ok()?;
+        let mut file = writer.file();
+        file.write_all(imprint).ok()?;
+        cx.publish(writer).ok()
     }
 
     /// Writes the whole image to `file`.
@@ -215,15 +499,17 @@ impl Plan {
         journal: bool,
     ) -> Result<(), Failure> {
         match &self.shape {
-            Shape::Native(layout) => {
-                let options = CopyOptions {
-                    threads: NonZeroUsize::new(cx.threads()).map(CopyOptions::threads_on),
-                    ..CopyOptions::default()
-                };
+            Shape::Native { layout, .. } => {
+                let options = copy_options(cx);
                 fcpipe_ext4::write_image(&layout.map, &self.composed, file, &options, &Counted(cx))
                     .map(drop)
                     .map_err(|error| copy_failure(cx, error))
             }
+            Shape::Near(_) => Err(cx.fail(
+                FailureKind::Internal,
+                "the image",
+                "it is laid out near another, and was to be written whole",
+            )),
             Shape::Mke2fs(sizing) => {
                 let failed =
                     |e: std::io::Error| cx.fail(FailureKind::Store, "a scratch directory", e);

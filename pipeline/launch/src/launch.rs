@@ -17,14 +17,16 @@ use fcpipe_vmm::{ShimProgram, Vmm};
 
 use crate::cgroup::MakeCgroup;
 use crate::disk::{ChooseWrites, PrivateDisk, Writes};
+use crate::group::{ChooseGroup, Grouping};
 use crate::guest;
-use crate::image::{Builder, MakeImage, Part, Plan, PlanImage};
+use crate::image::{Assembly, Builder, Image, MakeImage, Part, PlanImage};
 use crate::kernel::{ChosenKernel, FindKernel, GUEST, Initrd, MakeInitrd};
 use crate::machine::{Boot, Booted, Guest, PrepareMachine, RunProcess, Streams};
+use crate::near::Lineage;
 use crate::network;
 use crate::output::{self, WriteImage};
 use crate::scan::{self, Scanned};
-use crate::stock::settle;
+use crate::stock::{Renewal, settle};
 use crate::tuning;
 
 /// The step whose start hands the terminal over to the guest's process.
@@ -113,6 +115,8 @@ pub struct Planned {
     pub rows: Vec<Row>,
     /// Where its writes would go.
     pub writes: Writes,
+    /// How many images it would have.
+    pub group: Grouping,
 }
 
 /// How a launch ended.
@@ -159,7 +163,9 @@ pub fn build(spec: &LaunchSpec, request: BuildRequest, host: &Host) -> Launched<
     };
     let mut own = host.own.clone();
     own.push(request.output.clone());
-    let (plan, parts) = plan_image(&run, spec, request.builder, request.strict, own);
+    let parts = scan_sources(&run, spec, request.strict, own);
+    // One file, and its bytes are promised: it is laid out from nothing, with everything in it.
+    let plan = run.stage("layout", plan_of(spec, request.builder, Arc::clone(&parts)));
     let image = run.stage(
         "output",
         WriteImage {
@@ -226,13 +232,24 @@ pub fn run(
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
     };
-    let graph = graph_of_run(&run, spec, request, host);
+    let (builder, strict) = (request.builder, request.strict);
+    let graph = match graph_of_run(&run, spec, request, host) {
+        Ok(graph) => graph,
+        Err(failure) => return Launched::ended(Err(failure), run.finish()),
+    };
     let live = Live {
         run: &run,
         booted: graph.booted,
         process,
     };
-    let result = settle(&run, &graph.booted, &host.store, || lead(&live));
+    let renewal = Renewal {
+        spec,
+        builder,
+        strict,
+        host,
+        images: &graph.images,
+    };
+    let result = settle(&run, &graph.booted, &renewal, || lead(&live));
     if let Err(failure) = &result {
         // What `lead` gave up for is no failure of a step: whatever still works is to end too.
         run.cancel(&failure.subject);
@@ -283,7 +300,11 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
     settings.plan = true;
     let process = guest::process_of(&spec.process)?;
     let run = Run::start(settings)?;
-    let graph = graph_of_run(&run, spec, request, host);
+    let graph = match graph_of_run(&run, spec, request, host) {
+        Ok(graph) => graph,
+        // What failed first is what the run ended with.
+        Err(failure) => return Err(run.finish().result.err().unwrap_or(failure)),
+    };
     let process = RunProcess::new(graph.booted, process, None);
     run.effect(PROCESS, process);
     let writes = run.wait(&graph.writes);
@@ -291,6 +312,7 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
     finished.result?;
     Ok(Planned {
         writes: Writes::clone(&*writes?),
+        group: Grouping::clone(&graph.group),
         steps: finished.explained,
         rows: finished.receipt.stages,
     })
@@ -299,20 +321,20 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
 /// The nodes of a launch that somebody waits for.
 struct Graph {
     writes: Node<Writes>,
+    group: Arc<Grouping>,
+    images: Vec<Node<Image>>,
     booted: Node<Booted>,
 }
 
-/// The one graph of a launch, whether it is done or only planned.
-fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) -> Graph {
-    let (plan, parts) = plan_image(run, spec, request.builder, request.strict, host.own.clone());
-    let image = run.stage(
-        "image",
-        MakeImage {
-            plan,
-            parts,
-            journal: spec.disk.journal,
-        },
-    );
+/// The one graph of a launch, whether it is done or only planned. It grows: how many images there are is known when the sources
+/// have been looked at, while the machine is started already.
+fn graph_of_run(
+    run: &Run,
+    spec: &LaunchSpec,
+    request: RunRequest,
+    host: &Host,
+) -> Result<Graph, Failure> {
+    let parts = scan_sources(run, spec, request.strict, host.own.clone());
     let kernel = run.probe(
         "kernel",
         FindKernel {
@@ -342,7 +364,15 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
             tuning: tuning::of(spec),
         },
     );
-    let disks = run.effect("disk", PrivateDisk { image, writes });
+    let group = choose_group(run, spec, request.builder, &parts)?;
+    let images = images(run, spec, request.builder, &parts, &group, Anew::Never);
+    let disks = run.effect(
+        "disk",
+        PrivateDisk {
+            images: images.clone(),
+            writes,
+        },
+    );
     let booted = run.effect(
         "boot",
         Boot {
@@ -350,11 +380,92 @@ fn graph_of_run(run: &Run, spec: &LaunchSpec, request: RunRequest, host: &Host) 
             disks,
             network,
             boot_id: request.id.as_str().to_owned(),
-            config: guest::config(spec, request.id.as_str()),
+            config: guest::config(spec, request.id.as_str(), &group),
             timeout: request.boot_timeout,
         },
     );
-    Graph { writes, booted }
+    Ok(Graph {
+        writes,
+        group,
+        images,
+        booted,
+    })
+}
+
+/// How many images there will be, and which source is in which. Waits for the scans.
+pub(crate) fn choose_group(
+    run: &Run,
+    spec: &LaunchSpec,
+    builder: Builder,
+    parts: &Arc<[Part]>,
+) -> Result<Arc<Grouping>, Failure> {
+    let group = run.probe(
+        "group",
+        ChooseGroup {
+            wanted: spec.disk.group,
+            native: builder == Builder::Native,
+            parts: Arc::clone(parts),
+        },
+    );
+    run.wait(&group)
+}
+
+/// Whether images are laid out from nothing though there is one that they could be near.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Anew {
+    Never,
+    /// To be the next base. It has a key of its own.
+    Base,
+    /// To leave the store: it must not need another.
+    Whole,
+}
+
+/// The images of a launch, the root's first.
+pub(crate) fn images(
+    run: &Run,
+    spec: &LaunchSpec,
+    builder: Builder,
+    parts: &Arc<[Part]>,
+    group: &Grouping,
+    anew: Anew,
+) -> Vec<Node<Image>> {
+    let image = |members: &Vec<usize>| {
+        if members.is_empty() {
+            return None;
+        }
+        let root = members.first() == Some(&0);
+        let subject = match (group.is_per_source(), &members[..]) {
+            (false, _) => String::new(),
+            (true, [source]) => format!(":{}", parts[*source].destination.display()),
+            (true, _) => ":small mounts".to_owned(),
+        };
+        let parts: Arc<[Part]> = members
+            .iter()
+            .map(|&source| parts[source].clone())
+            .collect();
+        let lineage = (anew != Anew::Whole).then(|| Lineage::new(&subject));
+        let plan = PlanImage {
+            assembly: if root {
+                Assembly::Mounted
+            } else {
+                Assembly::Gathered
+            },
+            // A size is the root's.
+            size: spec.disk.size.filter(|_| root),
+            lineage: lineage.clone(),
+            anew: anew == Anew::Base,
+            ..plan_of(spec, builder, Arc::clone(&parts))
+        };
+        let plan = run.stage(format!("layout{subject}"), plan);
+        let image = MakeImage {
+            plan,
+            parts,
+            journal: spec.disk.journal,
+            lineage,
+        };
+        Some(run.stage(format!("image{subject}"), image))
+    };
+    group.members().iter().filter_map(image).collect()
 }
 
 /// Decides where writes go, and makes an initrd with what the guest needs for that.
@@ -384,16 +495,15 @@ pub(crate) fn initrd(
     (writes, initrd)
 }
 
-/// The part that both graphs share: a scan for each source, and the layout of them all.
-pub(crate) fn plan_image(
+/// What all graphs begin with: a scan for each source.
+pub(crate) fn scan_sources(
     run: &Run,
     spec: &LaunchSpec,
-    builder: Builder,
     strict: bool,
     own: Vec<PathBuf>,
-) -> (Node<Plan>, Arc<[Part]>) {
+) -> Arc<[Part]> {
     let leave_out: Arc<[PathBuf]> = own.into();
-    let parts: Arc<[Part]> = scan::sources(spec, strict, &leave_out)
+    scan::sources(spec, strict, &leave_out)
         .into_iter()
         .map(|source| {
             let id = format!("scan:{}", source.destination.display());
@@ -407,15 +517,18 @@ pub(crate) fn plan_image(
                 scan,
             }
         })
-        .collect();
-    let plan = run.stage(
-        "layout",
-        PlanImage {
-            builder,
-            parts: Arc::clone(&parts),
-            size: spec.disk.size,
-            journal: spec.disk.journal,
-        },
-    );
-    (plan, parts)
+        .collect()
+}
+
+/// The plan of an image with all of these sources in it.
+fn plan_of(spec: &LaunchSpec, builder: Builder, parts: Arc<[Part]>) -> PlanImage {
+    PlanImage {
+        builder,
+        assembly: Assembly::Mounted,
+        parts,
+        size: spec.disk.size,
+        journal: spec.disk.journal,
+        lineage: None,
+        anew: false,
+    }
 }

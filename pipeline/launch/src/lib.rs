@@ -22,12 +22,14 @@
 
 mod cgroup;
 mod disk;
+mod group;
 mod guest;
 mod image;
 mod kernel;
 mod keys;
 mod launch;
 mod machine;
+mod near;
 mod network;
 mod output;
 mod scan;
@@ -38,6 +40,7 @@ mod tuning;
 mod words;
 
 pub use disk::Writes;
+pub use group::Grouping;
 pub use guest::process_of;
 pub use image::Builder;
 pub use launch::{

@@ -236,7 +236,7 @@ impl Effect for Boot {
             }
         };
         let mut config = self.config.clone();
-        config.root.writes = disks.writes;
+        disks.describe(&mut config.root);
         let network = self.network.as_ref().map(|n| cx.get(n)).transpose()?;
         config.network = network.as_ref().map(|network| network.guest.clone());
         session

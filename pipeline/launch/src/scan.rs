@@ -36,6 +36,19 @@ impl Scanned {
     }
 }
 
+impl Scanned {
+    /// Whether the source does not exist.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.looked.is_none()
+    }
+
+    /// Bytes of regular files, and names.
+    pub(crate) fn amount(&self) -> (u64, u64) {
+        let looked = self.looked.as_ref();
+        looked.map_or((0, 0), |looked| (looked.bytes(), looked.entries()))
+    }
+}
+
 impl Output for Scanned {
     fn identity(&self) -> Identity {
         let (tree, stamps) = match &self.looked {

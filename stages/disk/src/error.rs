@@ -6,6 +6,8 @@ use std::path::PathBuf;
 pub enum DiskError {
     #[error("{path}: cannot open the image: {source}")]
     Image { path: PathBuf, source: io::Error },
+    #[error("{path}: cannot read an image's changes: {source}")]
+    Changes { path: PathBuf, source: io::Error },
     #[error("{path}: cannot make the machine's disk: {source}")]
     Disk { path: PathBuf, source: io::Error },
     #[error("{path}: its file system ({file_system}) cannot share blocks with the image: {source}")]

@@ -18,6 +18,6 @@ mod scratch;
 
 pub use choose::{Choice, CloneAnswer, GuestCan, Refusal, Way, choose};
 pub use error::DiskError;
-pub use private::{clone, copy};
+pub use private::{clone, copy, join, share};
 pub use probe::{can_clone, file_system};
-pub use scratch::{SCRATCH_EXT4_LEAST, scratch, scratch_ext4};
+pub use scratch::{SCRATCH_EXT4_LEAST, scratch, scratch_ext4, scratch_with};

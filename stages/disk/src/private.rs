@@ -1,6 +1,7 @@
 //! A disk that holds all of the image: shared blocks, or a copy of them.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -47,6 +48,58 @@ pub fn copy(image: &Path, disk: &Path, cancelled: &dyn Fn() -> bool) -> Result<u
             Errno::CANCELED => DiskError::Cancelled { path: disk.into() },
             errno => failed(disk, errno),
         })
+    })
+}
+
+/// Makes `to`, an empty file, share the blocks of `from`. `false`: their file system does not do that, and nothing was done.
+///
+/// # Errors
+/// Whatever else went wrong.
+pub fn share(from: &File, to: &File) -> io::Result<bool> {
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => Ok(true),
+        Err(errno) if cannot_clone(errno) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Makes `disk`, a new file of mode 0600, hold what device mapper would show of `image` under the snapshot disk `changes`: blocks of
+/// the image shared where the file system can, copied elsewhere. Gives the bytes copied.
+///
+/// # Errors
+/// As [`copy`], and when `changes` is not whole.
+pub fn join(
+    image: &Path,
+    changes: &Path,
+    disk: &Path,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<u64, DiskError> {
+    let from = open(image)?;
+    let over = open(changes)?;
+    make(disk, |to| {
+        let size = rustix::fs::fstat(&from)
+            .map_err(|errno| failed(disk, errno))?
+            .st_size as u64;
+        let to_file = File::from(to.try_clone().map_err(|source| DiskError::Disk {
+            path: disk.into(),
+            source,
+        })?);
+        let shared = share(&from, &to_file).map_err(|source| DiskError::Disk {
+            path: disk.into(),
+            source,
+        })?;
+        let mut copied = 0;
+        if !shared {
+            copied = copy_data(&from, to, cancelled).map_err(|errno| match errno {
+                Errno::CANCELED => DiskError::Cancelled { path: disk.into() },
+                errno => failed(disk, errno),
+            })?;
+        }
+        fcpipe_ext4::apply_cow(&over, &to_file, size).map_err(|source| DiskError::Changes {
+            path: changes.into(),
+            source,
+        })?;
+        Ok(copied)
     })
 }
 

@@ -24,6 +24,34 @@ pub fn scratch(disk: &Path, size: u64) -> Result<(), DiskError> {
     })
 }
 
+/// Makes `disk`, a new file of mode 0600, a snapshot's scratch disk that begins with `changes`, for an image of `size` bytes each of
+/// whose chunks may still change. Gives the bytes copied.
+///
+/// # Errors
+/// As [`copy`](crate::copy()).
+pub fn scratch_with(
+    changes: &Path,
+    disk: &Path,
+    size: u64,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<u64, DiskError> {
+    let copied = crate::private::copy(changes, disk, cancelled)?;
+    let full = fcpipe_ext4::cow_size(size / fcpipe_ext4::BLOCK_SIZE);
+    let made = std::fs::File::options()
+        .write(true)
+        .open(disk)
+        .and_then(|file| file.set_len(full));
+    made.map_err(|source| {
+        // Not ours to report: the error that led here says more.
+        let _ = std::fs::remove_file(disk);
+        DiskError::Disk {
+            path: disk.into(),
+            source,
+        }
+    })?;
+    Ok(copied)
+}
+
 /// Makes `disk`, a new file of mode 0600, an empty ext4 of `size` bytes, or of the least that is useful.
 ///
 /// # Errors

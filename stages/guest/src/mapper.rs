@@ -4,6 +4,7 @@
 //! `linux/dm-ioctl.h`. The first disk, the *origin*, is opened read-only. A chunk that is written goes to the
 //! scratch disk, and a table in memory says where. The table is not written (`N`, non-persistent): the scratch ends
 //! with the VM, so there is nobody to read it, and each first write to a chunk would cost another one for the table.
+//! A scratch disk that comes with changes has such a table (`P`), and the kernel goes on with it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -30,23 +31,29 @@ const DM_TABLE_LOAD: u8 = 9;
 #[derive(Debug)]
 pub(crate) struct Joined {
     control: File,
-    name: &'static str,
+    name: String,
     path: PathBuf,
 }
 
 impl Joined {
-    /// Joins the two disks to one of the size of `origin`.
-    pub(crate) fn new(name: &'static str, origin: &Path, scratch: &Path) -> io::Result<Self> {
+    /// Joins the two disks to one of the size of `origin`. `changes`: the scratch disk says what differs already.
+    pub(crate) fn new(
+        name: &str,
+        origin: &Path,
+        scratch: &Path,
+        changes: bool,
+    ) -> io::Result<Self> {
         let size = File::open(origin)?.seek(SeekFrom::End(0))?;
         let control = OpenOptions::new().read(true).write(true).open(CONTROL)?;
         let mut created = request(name);
         sys::device_mapper(control.as_fd(), DM_DEV_CREATE, &mut created)?;
         let this = Joined {
             control,
-            name,
+            name: name.to_owned(),
             path: PathBuf::from(format!("/dev/dm-{}", minor(created.dev))),
         };
-        let table = format!("{} {} N {CHUNK}", origin.display(), scratch.display());
+        let form = if changes { 'P' } else { 'N' };
+        let table = format!("{} {} {form} {CHUNK}", origin.display(), scratch.display());
         if let Err(error) = this.load(size / SECTOR, &table) {
             // The error that led here says more.
             let _ = this.remove();
@@ -56,7 +63,7 @@ impl Joined {
     }
 
     fn load(&self, sectors: u64, table: &str) -> io::Result<()> {
-        let mut load = request(self.name);
+        let mut load = request(&self.name);
         load.target_count = 1;
         load.data_start = DmIoctl::HEADER as u32;
         load.target.length = sectors;
@@ -69,7 +76,7 @@ impl Joined {
         sys::device_mapper(
             self.control.as_fd(),
             DM_DEV_SUSPEND,
-            &mut request(self.name),
+            &mut request(&self.name),
         )
     }
 
@@ -83,12 +90,16 @@ impl Joined {
     /// # Errors
     /// `EBUSY` while it is mounted anywhere.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        sys::device_mapper(self.control.as_fd(), DM_DEV_REMOVE, &mut request(self.name))
+        sys::device_mapper(
+            self.control.as_fd(),
+            DM_DEV_REMOVE,
+            &mut request(&self.name),
+        )
     }
 }
 
 /// A request about the device `name`, and nothing in it.
-fn request(name: &'static str) -> DmIoctl {
+fn request(name: &str) -> DmIoctl {
     let mut request = DmIoctl {
         // The interface's: a kernel takes any minor number that is not above its own.
         version: [4, 0, 0],
@@ -112,7 +123,9 @@ fn request(name: &'static str) -> DmIoctl {
         },
         parameters: [0; 128],
     };
-    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // Names are ours, and short.
+    let len = name.len().min(request.name.len() - 1);
+    request.name[..len].copy_from_slice(&name.as_bytes()[..len]);
     request
 }
 

@@ -19,52 +19,84 @@ const RELEASE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(2);
 
-/// What device mapper's device is called.
-const JOINED: &str = "root";
-
-/// A root that is mounted in the agent's mount namespace.
+/// A root that is mounted in the agent's mount namespace, and disks beside it.
 pub(crate) struct Root {
     path: PathBuf,
     /// Free of all file systems when the root is released.
     disks: Vec<PathBuf>,
-    joined: Option<Joined>,
+    joined: Vec<Joined>,
     /// In the order in which they were made.
     mounts: Vec<PathBuf>,
 }
 
 impl Root {
-    /// Mounts the root below `base`. `disk` knows the disks by their numbers.
+    /// Mounts the root below `base`, and what is beside it. `disk` knows the disks by their numbers.
     pub(crate) fn mount(
         base: &Path,
         disk: &dyn Fn(u32) -> Result<PathBuf, Failure>,
         root: &RootFs,
     ) -> Result<Self, Failure> {
-        let image = disk(root.disk)?;
-        wait_for(&image)?;
         let mut this = Root {
             path: base.join("root"),
-            disks: vec![image.clone()],
-            joined: None,
+            disks: Vec::new(),
+            joined: Vec::new(),
             mounts: Vec::new(),
         };
-        let result = match root.writes {
-            Writes::Direct => {
-                let path = this.path.clone();
-                this.mount_disk(&image, &path, root, root.disk_readonly)
-            }
-            Writes::Snapshot { scratch } => {
-                disk(scratch).and_then(|scratch| this.mount_snapshot(&image, scratch, root))
-            }
-            Writes::Overlay { scratch } => {
-                disk(scratch).and_then(|scratch| this.mount_overlay(base, &image, scratch, root))
-            }
-        };
-        if let Err(failure) = result {
+        if let Err(failure) = this.mount_all(base, disk, root) {
             // What stays mounted is of no use, and the machine ends soon.
             let _ = this.undo();
             return Err(failure);
         }
         Ok(this)
+    }
+
+    fn mount_all(
+        &mut self,
+        base: &Path,
+        disk: &dyn Fn(u32) -> Result<PathBuf, Failure>,
+        root: &RootFs,
+    ) -> Result<(), Failure> {
+        let first = Place {
+            name: "root".to_owned(),
+            path: self.path.clone(),
+            fstype: &root.fstype,
+        };
+        self.mount_disk_at(
+            base,
+            disk,
+            first,
+            root.disk,
+            (root.writes, root.disk_readonly),
+        )?;
+        for (number, beside) in root.beside.iter().enumerate() {
+            let place = Place {
+                name: format!("beside{number}"),
+                path: beside_path(base, &number.to_string()),
+                fstype: &root.fstype,
+            };
+            self.mount_disk_at(base, disk, place, beside.disk, (beside.writes, false))?;
+        }
+        Ok(())
+    }
+
+    fn mount_disk_at(
+        &mut self,
+        base: &Path,
+        disk: &dyn Fn(u32) -> Result<PathBuf, Failure>,
+        place: Place<'_>,
+        number: u32,
+        (writes, readonly): (Writes, bool),
+    ) -> Result<(), Failure> {
+        let image = disk(number)?;
+        wait_for(&image)?;
+        self.disks.push(image.clone());
+        match writes {
+            Writes::Direct => self.mount_disk(&image, &place.path, place.fstype, readonly),
+            Writes::Snapshot { scratch, changes } => {
+                self.mount_snapshot(&image, disk(scratch)?, changes, &place)
+            }
+            Writes::Overlay { scratch } => self.mount_overlay(base, &image, disk(scratch)?, &place),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -75,7 +107,7 @@ impl Root {
         &mut self,
         disk: &Path,
         on: &Path,
-        root: &RootFs,
+        fstype: &str,
         readonly: bool,
     ) -> Result<(), Failure> {
         let flags = if readonly {
@@ -83,7 +115,7 @@ impl Root {
         } else {
             MountFlags::empty()
         };
-        self.mount_one(disk, on, &root.fstype, flags, "")
+        self.mount_one(disk, on, fstype, flags, "")
     }
 
     /// The file system is the disk's own, to the last bit; only its blocks come from two disks.
@@ -91,10 +123,11 @@ impl Root {
         &mut self,
         image: &Path,
         scratch: PathBuf,
-        root: &RootFs,
+        changes: bool,
+        place: &Place<'_>,
     ) -> Result<(), Failure> {
         wait_for(&scratch)?;
-        let joined = Joined::new(JOINED, image, &scratch).map_err(|e| {
+        let joined = Joined::new(&place.name, image, &scratch, changes).map_err(|e| {
             let what = match e.kind() {
                 io::ErrorKind::NotFound => "the guest's kernel has no device mapper",
                 io::ErrorKind::InvalidInput => "joining it and its scratch disk (dm_snapshot)",
@@ -104,10 +137,9 @@ impl Root {
         })?;
         let disk = joined.path().to_owned();
         self.disks.push(scratch);
-        self.joined = Some(joined);
+        self.joined.push(joined);
         wait_for(&disk)?;
-        let path = self.path.clone();
-        self.mount_disk(&disk, &path, root, false)
+        self.mount_disk(&disk, &place.path, place.fstype, false)
     }
 
     fn mount_overlay(
@@ -115,11 +147,12 @@ impl Root {
         base: &Path,
         image: &Path,
         disk: PathBuf,
-        root: &RootFs,
+        place: &Place<'_>,
     ) -> Result<(), Failure> {
         wait_for(&disk)?;
-        let (lower, scratch) = (base.join("lower"), base.join("scratch"));
-        self.mount_disk(image, &lower, root, true)?;
+        let own = |what: &str| base.join(format!("{}-{what}", place.name));
+        let (lower, scratch) = (own("lower"), own("scratch"));
+        self.mount_disk(image, &lower, place.fstype, true)?;
         self.mount_one(&disk, &scratch, "ext4", MountFlags::empty(), "")?;
         self.disks.push(disk);
         let (upper, work) = (scratch.join("upper"), scratch.join("work"));
@@ -136,10 +169,9 @@ impl Root {
             upper.display(),
             work.display()
         );
-        let path = self.path.clone();
         self.mount_one(
             Path::new("overlay"),
-            &path,
+            &place.path,
             "overlay",
             MountFlags::empty(),
             &data,
@@ -192,12 +224,25 @@ impl Root {
             unmount(last, UnmountFlags::empty())?;
             self.mounts.pop();
         }
-        if let Some(joined) = &self.joined {
-            joined.remove()?;
-            self.joined = None;
+        while let Some(last) = self.joined.last() {
+            last.remove()?;
+            self.joined.pop();
         }
         Ok(())
     }
+}
+
+/// Where a disk's file system is to be.
+struct Place<'a> {
+    /// For the device that stands for it.
+    name: String,
+    path: PathBuf,
+    fstype: &'a str,
+}
+
+/// Where what is beside the root is mounted; `rest` is a number, and perhaps a path below it.
+pub(crate) fn beside_path(base: &Path, rest: &str) -> PathBuf {
+    base.join("beside").join(rest)
 }
 
 /// Waits until no file system holds the disk.

@@ -60,10 +60,14 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
                 fstype: "ext4".to_owned(),
                 disk_readonly: has("ro"),
                 readonly: has("ro"),
+                beside: Vec::new(),
                 writes: if has("overlay") {
                     Writes::Overlay { scratch: 1 }
                 } else if has("snapshot") {
-                    Writes::Snapshot { scratch: 1 }
+                    Writes::Snapshot {
+                        scratch: 1,
+                        changes: false,
+                    }
                 } else {
                     Writes::Direct
                 },

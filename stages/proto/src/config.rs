@@ -51,7 +51,7 @@ impl GuestConfig {
     }
 }
 
-/// The disk that holds the container's root.
+/// The disk that holds the container's root, and those that hold sources of its mounts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {
     /// Its place among the VM's virtio disks: 0 is `/dev/vda`.
@@ -64,20 +64,36 @@ pub struct RootFs {
     pub readonly: bool,
     #[serde(default)]
     pub writes: Writes,
+    /// Further disks with the same type of file system. Nobody sees them but through mounts that show something of
+    /// them: see [`GuestMount::bind_from`].
+    #[serde(default)]
+    pub beside: Vec<Beside>,
 }
 
-/// Where writes to the root go.
+/// A disk beside the root's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beside {
+    /// Its place among the VM's virtio disks.
+    pub disk: u32,
+    #[serde(default)]
+    pub writes: Writes,
+}
+
+/// Where writes to a disk's file system go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Writes {
     /// To the disk.
     #[default]
     Direct,
-    /// To a second disk, as large as the first and of zeros: device mapper's snapshot joins the two, and the disk
-    /// is never written.
+    /// To a second disk: device mapper's snapshot joins the two, and the disk is never written.
     Snapshot {
         /// The second disk's place among the VM's disks.
         scratch: u32,
+        /// The second disk says in the snapshot's own form what differs already. Otherwise it is as large as the first and
+        /// of zeros.
+        #[serde(default)]
+        changes: bool,
     },
     /// To an empty ext4 on a second disk, by an overlay file system; the disk is mounted read-only.
     Overlay {
@@ -99,6 +115,10 @@ pub struct GuestMount {
     /// As in an OCI `mounts` entry: `nosuid`, `ro`, `mode=755`, …
     #[serde(default)]
     pub options: Vec<String>,
+    /// Of a bind mount from a disk: what it shows is an empty directory that stands for a source which the host does not have. It
+    /// gets the time of modification of the directory around it.
+    #[serde(default)]
+    pub stand_in: bool,
 }
 
 impl GuestMount {
@@ -110,10 +130,26 @@ impl GuestMount {
             source: String::new(),
             destination,
             options,
+            stand_in: false,
         }
     }
 
-    /// The type of what is in the root already.
+    /// What is at `path` on a disk beside the root's, made a mount with these options. `number` counts the root's
+    /// [`RootFs::beside`] from 0.
+    #[must_use]
+    pub fn bind_from(
+        number: usize,
+        path: &str,
+        destination: String,
+        options: Vec<String>,
+    ) -> GuestMount {
+        GuestMount {
+            source: format!("{number}/{path}"),
+            ..Self::bind(destination, options)
+        }
+    }
+
+    /// The type of what is in the root already, or (with a `source`) on a disk beside it.
     pub const BIND: &str = "bind";
 
     fn new(fstype: &str, source: &str, destination: &str, options: &[&str]) -> Self {
@@ -122,6 +158,7 @@ impl GuestMount {
             source: source.to_owned(),
             destination: destination.to_owned(),
             options: options.iter().map(|o| (*o).to_owned()).collect(),
+            stand_in: false,
         }
     }
 

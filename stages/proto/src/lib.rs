@@ -34,7 +34,7 @@ pub mod pump;
 pub mod stats;
 pub mod stream;
 
-pub use config::{GuestConfig, GuestMount, RootFs, WallClock, Writes};
+pub use config::{Beside, GuestConfig, GuestMount, RootFs, WallClock, Writes};
 pub use confine::{Capabilities, Confinement, Hooks, Seccomp};
 pub use error::ProtoError;
 pub use network::{GuestAddress, GuestInterface, GuestNetwork, GuestRoute, ResolvConf};

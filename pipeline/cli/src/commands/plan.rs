@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fcpipe_engine::{CancelToken, EventSender};
 use fcpipe_kernel::KernelStore;
-use fcpipe_launch::{Planned, RunRequest, Writes};
+use fcpipe_launch::{Planned, RunRequest};
 use fcpipe_spec::LaunchId;
 use serde_json::json;
 
@@ -22,12 +22,18 @@ pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
     let text = match global.format {
         Format::Human => {
             let machine = harmless(&format!("machine: {}", machine.join("; ")));
-            format!("{}{}{machine}\n", table(&verdicts), disk(&planned.writes))
+            format!("{}{}{machine}\n", table(&verdicts), disk(&planned))
         }
         Format::Json => {
             let mut json = as_json(&verdicts);
             json["machine"] = json!({"why": machine});
-            json["disk"] = json!({"writes": planned.writes.way(), "why": planned.writes.why()});
+            json["disk"] = json!({
+                "writes": planned.writes.way(),
+                "why": planned.writes.why(),
+                "group": planned.group.way(),
+                "images": planned.group.images(),
+                "why_group": planned.group.why(),
+            });
             format!("{json:#}\n")
         }
     };
@@ -35,10 +41,18 @@ pub(crate) fn plan(global: &Global, arguments: &Plan) -> Outcome {
     Ok(0)
 }
 
-/// `disk: writes by snapshot: /var/lib/fcpipe/state is on ext4, which …`.
-fn disk(writes: &Writes) -> String {
-    let line = format!("disk: writes by {}: {}", writes.way(), writes.why());
-    format!("{}\n", harmless(&line))
+/// `disk: writes by snapshot: /var/lib/fcpipe/state is on ext4, which …`, and how many images.
+fn disk(planned: &Planned) -> String {
+    let (writes, group) = (&planned.writes, &planned.group);
+    let images = match group.images() {
+        1 => "one image".to_owned(),
+        images => format!("{images} images"),
+    };
+    let lines = [
+        format!("disk: writes by {}: {}", writes.way(), writes.why()),
+        format!("disk: {} ({images}): {}", group.way(), group.why()),
+    ];
+    lines.map(|line| format!("{}\n", harmless(&line))).concat()
 }
 
 pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {

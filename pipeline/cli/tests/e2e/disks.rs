@@ -1,6 +1,8 @@
 //! Where a machine's writes go: in each way the guest sees the source's tree, writes what it likes, and changes nothing
 //! that anybody else sees.
 
+mod near;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -144,7 +144,8 @@ fn enter_new(container: &Container, process: &Process) -> Result<Option<Terminal
     // Modes of what is made here are meant as they are written.
     umask(Mode::empty());
     // Before anything is mounted above them.
-    let places = mounts::places(root_fd.as_fd(), &config.mounts)?;
+    let base = root.parent().unwrap_or(root);
+    let places = mounts::places(base, root_fd.as_fd(), &config.mounts)?;
     for (mount, place) in config.mounts.iter().zip(&places) {
         mounts::make(root_fd.as_fd(), mount, place.as_ref())?;
     }

@@ -2,24 +2,37 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use fcpipe_proto::{Failure, FailureKind, GuestMount};
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_change, mount_remount};
 
+use super::resolve::DeadLinks;
 use super::{failed, options, resolve};
 use crate::console::say;
+use crate::root::beside_path;
 
-/// What the root has at the destination of each bind mount; `None` for other mounts, and for one that is not
-/// there: then a later mount of the spec covers it, and nobody would see it.
+/// What each bind mount shows: what the root has at its destination, or something on a disk beside the root's. `None` for
+/// other mounts, and where the root has nothing there: then a later mount of the spec covers it, and nobody would see it.
+/// `base` is where the agent has mounted them all.
 pub(super) fn places(
+    base: &Path,
     root: BorrowedFd<'_>,
     mounts: &[GuestMount],
 ) -> Result<Vec<Option<OwnedFd>>, Failure> {
     let place = |wanted: &GuestMount| {
         if wanted.fstype != GuestMount::BIND {
             return Ok(None);
+        }
+        if !wanted.source.is_empty() {
+            // A number and a name that the host has chosen.
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let path = beside_path(base, &wanted.source);
+            return rustix::fs::open(path, flags, Mode::empty())
+                .map(Some)
+                .map_err(|e| failed(Some(&wanted.destination), "opening its source", e));
         }
         match resolve::open(root, &wanted.destination) {
             Ok(place) => Ok(Some(place)),
@@ -95,15 +108,41 @@ pub(super) fn make(
 fn bind(root: BorrowedFd<'_>, wanted: &GuestMount, place: BorrowedFd<'_>) -> Result<(), Failure> {
     let to = wanted.destination.as_str();
     let options = options::parse(&wanted.options);
+    let links = match wanted.source.is_empty() {
+        true => DeadLinks::Error,
+        // As the image would have it if the source were in there.
+        false => DeadLinks::Followed,
+    };
     let target = || -> Result<OwnedFd, Errno> {
         let stat = rustix::fs::fstat(place)?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
-            resolve::make_dir(root, to)
+            resolve::make_dir_by(root, to, links)
         } else {
-            resolve::make_file(root, to)
+            resolve::make_file_by(root, to, links)
         }
     };
     let target = target().map_err(|e| failed(Some(to), "a place to mount it on", e))?;
+    let is_dir = |fd: BorrowedFd<'_>| {
+        let stat = rustix::fs::fstat(fd).map_err(|e| failed(Some(to), "looking at it", e))?;
+        Ok(FileType::from_raw_mode(stat.st_mode).is_dir())
+    };
+    match (is_dir(place)?, is_dir(target.as_fd())?) {
+        (true, false) => {
+            let why = "a directory can't be mounted on what is not one";
+            return Err(Failure::new(FailureKind::Setup, Some(to), why));
+        }
+        (false, true) => {
+            let why = "a file can't be mounted on a directory";
+            return Err(Failure::new(FailureKind::Setup, Some(to), why));
+        }
+        _ => {}
+    }
+    if wanted.stand_in {
+        let around = rustix::fs::statat(&target, "..", AtFlags::empty());
+        around
+            .and_then(|around| resolve::set_mtime(place, ".", &around))
+            .map_err(|e| failed(Some(to), "its time", e))?;
+    }
     mount_bind(resolve::path_of(place), resolve::path_of(target.as_fd()))
         .map_err(|e| failed(Some(to), "mounting it", e))?;
     // The mount covers what was opened: look again.

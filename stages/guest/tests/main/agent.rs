@@ -317,6 +317,7 @@ pub(crate) fn config() -> GuestConfig {
                 fstype: "ext4".to_owned(),
                 disk_readonly: false,
                 readonly: false,
+                beside: Vec::new(),
                 writes: Writes::Direct,
             },
             GuestMount::defaults(),

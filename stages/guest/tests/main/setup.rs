@@ -13,6 +13,7 @@ fn mount(fstype: &str, destination: &str, options: &[&str]) -> GuestMount {
         source: fstype.to_owned(),
         destination: destination.to_owned(),
         options: options.iter().map(|o| (*o).to_owned()).collect(),
+        stand_in: false,
     }
 }
 
