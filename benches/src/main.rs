@@ -10,7 +10,8 @@
 //!     bench-ext4 floor-blocks SRC OUT
 //!     bench-ext4 walk SRC
 //!
-//! `bench-ext4 cache FCPIPE …` measures launches of which something was built before (see [`cache`]).
+//! `bench-ext4 cache FCPIPE …` measures launches of which something was built before (see [`cache`]),
+//! `bench-ext4 delta FCPIPE …` those of which something has changed (see [`delta`]).
 //!
 //! Architecture invariant: it knows fcpipe only as a program that it runs.
 #![allow(
@@ -20,6 +21,7 @@
 )]
 
 mod cache;
+mod delta;
 mod drivers;
 mod floor;
 mod harness;
@@ -70,6 +72,7 @@ fn run(args: &[String]) -> Result<()> {
             Ok(())
         }
         ["cache", ..] => cache::bench(&args[1..]),
+        ["delta", ..] => delta::bench(&args[1..]),
         _ => harness::run(&harness::Asked::from(args)?),
     }
 }

@@ -8,7 +8,8 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
     let words: &[&str] = match area {
         "ext4" => &[],
         "cache" => &["cache"],
-        _ => return Err(format!("no such area: {area} (ext4, cache)")),
+        "delta" => &["delta"],
+        _ => return Err(format!("no such area: {area} (ext4, cache, delta)")),
     };
     setup::run()?;
     check(&mut command(
@@ -16,7 +17,7 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
         &["build", "--release", "--quiet", "--package", "fcpipe"],
     ))?;
     let fcpipe = target().join("release/fcpipe");
-    if area == "cache" {
+    if area != "ext4" {
         let fcpipe = fcpipe
             .to_str()
             .ok_or("the target directory's name is not UTF-8")?;

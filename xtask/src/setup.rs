@@ -29,6 +29,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setcap", "libcap2-bin"),
     ("cpio", "cpio"),
     ("strace", "strace"),
+    ("rsync", "rsync"),
     ("fuse2fs", "fuse2fs"),
     ("runc", "runc"),
 ];

@@ -109,24 +109,32 @@ pub(crate) fn soak(area: &str) -> Result<()> {
             ];
             release_tests("fcpipe", "e2e", "cache::", &counts)
         }
-        _ => Err(format!("no such area: {area} (ext4, run, cache)")),
+        "delta" => {
+            let counts = [
+                ("FCPIPE_SOAK_SEQUENCES", "500"),
+                ("FCPIPE_SOAK_EDITS", "20"),
+            ];
+            release_tests("fcpipe-ext4", "lib", "near::", &counts)?;
+            release_tests(
+                "fcpipe",
+                "e2e",
+                "disks::near",
+                &[("FCPIPE_SOAK_KILLS", "200")],
+            )
+        }
+        _ => Err(format!("no such area: {area} (ext4, run, cache, delta)")),
     }
 }
 
-/// One test binary, optimised, a test at a time, saying what it does; of its tests those that match `filter`.
+/// One test binary (`lib`: the tests inside of the library), optimised, a test at a time, saying what it does; of its tests those that match
+/// `filter`.
 fn release_tests(package: &str, binary: &str, filter: &str, counts: &[(&str, &str)]) -> Result<()> {
-    let arguments = [
-        "test",
-        "--release",
-        "--package",
-        package,
-        "--test",
-        binary,
-        filter,
-        "--",
-        "--test-threads=1",
-        "--nocapture",
-    ];
+    let mut arguments = vec!["test", "--release", "--package", package];
+    match binary {
+        "lib" => arguments.push("--lib"),
+        binary => arguments.extend(["--test", binary]),
+    }
+    arguments.extend([filter, "--", "--test-threads=1", "--nocapture"]);
     let mut tests = command("cargo", &arguments);
     check(
         tests

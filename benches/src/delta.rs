@@ -1,0 +1,389 @@
+//! What a launch costs before its machine starts when some files of 100,000 have changed.
+//!
+//! As in [`cache`](crate::cache), a launch is `fcpipe run` of a busybox root with the tree mounted in it, and its receipt
+//! says when the disk was ready. Before each, so many files are written anew, and the tree is walked (a parallel
+//! stat walk): what a launch takes beyond that walk is what counts. Beside it: a launch without a cache (`--cache off`, a full
+//! rebuild) and `rsync -a --delete` into an ext4 that is mounted already, with a sync behind it.
+//!
+//! Last, a mount of 3 GiB that does not change beside one of 1 MiB that does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::ways::find;
+use crate::{Result, mounts, run, trees, walk};
+
+pub(crate) const USAGE: &str = "bench-ext4 delta FCPIPE [--runs N] [--edits 1,100,10000] \
+     [--places here,xfs] [--groups single,per-source] [--no-large] [--dir target/bench]";
+
+struct Asked {
+    fcpipe: PathBuf,
+    runs: usize,
+    edits: Vec<usize>,
+    places: Vec<String>,
+    groups: Vec<String>,
+    large: bool,
+    dir: PathBuf,
+}
+
+impl Asked {
+    fn from(args: &[String]) -> Result<Asked> {
+        let list = |text: &str| text.split(',').map(String::from).collect::<Vec<_>>();
+        let mut asked = Asked {
+            fcpipe: PathBuf::new(),
+            runs: 3,
+            edits: vec![1, 100, 10_000],
+            places: list("here,xfs"),
+            groups: list("single,per-source"),
+            large: true,
+            dir: "target/bench".into(),
+        };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} what?\n{USAGE}"));
+            match arg.as_str() {
+                "--runs" => asked.runs = value()?.parse()?,
+                "--edits" => {
+                    let edits = list(value()?).into_iter().map(|edits| edits.parse());
+                    asked.edits = edits.collect::<std::result::Result<_, _>>()?;
+                }
+                "--places" => asked.places = list(value()?),
+                "--groups" => asked.groups = list(value()?),
+                "--no-large" => asked.large = false,
+                "--dir" => asked.dir = value()?.into(),
+                path => asked.fcpipe = path.into(),
+            }
+        }
+        asked.fcpipe = fs::canonicalize(&asked.fcpipe)
+            .map_err(|e| format!("{}: {e}\n{USAGE}", asked.fcpipe.display()))?;
+        fs::create_dir_all(&asked.dir)?;
+        asked.dir = fs::canonicalize(&asked.dir)?;
+        Ok(asked)
+    }
+}
+
+pub(crate) fn bench(args: &[String]) -> Result<()> {
+    let asked = Asked::from(args)?;
+    mounts::sweep(&asked.dir)?;
+    let home = asked.dir.join("trees");
+    trees::make(&home, &["b".to_owned()])?;
+    let mut report = json!({"runs": asked.runs});
+    for place in &asked.places {
+        report[place] = match place.as_str() {
+            "here" => measure("the directory's own file system", &asked, &home, &asked.dir)?,
+            "xfs" => match mounts::Xfs::new(&asked.dir)? {
+                None => {
+                    println!("skipped: XFS with reflink needs root and mkfs.xfs");
+                    continue;
+                }
+                Some(xfs) => measure(
+                    "XFS with reflink, in a loop file",
+                    &asked,
+                    &home,
+                    xfs.path(),
+                )?,
+            },
+            other => return Err(format!("no such place: {other}\n{USAGE}").into()),
+        };
+    }
+    let path = asked.dir.join("delta.json");
+    fs::write(&path, format!("{report:#}\n"))?;
+    println!("figures: {}", path.display());
+    Ok(())
+}
+
+/// Everything with tree and store on one file system.
+fn measure(title: &str, asked: &Asked, home: &Path, dir: &Path) -> Result<Value> {
+    println!(
+        "\n{title}\n{:11} {:>7} {:>8} {:>9} {:>9} {:>10} {:>8}",
+        "group", "edits", "walk ms", "ready ms", "over ms", "written KiB", "copy ms"
+    );
+    let mut out = json!({});
+    let scratch = mounts::Scratch::new(dir)?;
+    let tree = scratch.path().join("tree");
+    copy(&home.join("b"), &tree)?;
+    let files = files(&tree)?;
+    let mut round = 0;
+    for group in &asked.groups {
+        let bed = Bed::new(
+            &asked.fcpipe,
+            &scratch.path().join(group),
+            &[("/mnt/tree", &tree)],
+            group,
+        )?;
+        run::warm(&tree)?;
+        bed.launch(&[])?;
+        for &edits in &asked.edits {
+            let mut taken = Vec::new();
+            for _ in 0..asked.runs {
+                round += 1;
+                edit(&files, edits, round)?;
+                let walked = timed(|| walk::stat(&tree).map(drop))?;
+                taken.push((walked, bed.launch(&[])?));
+            }
+            out[group][edits.to_string()] = row(group, edits, &taken);
+        }
+        let mut taken = Vec::new();
+        for _ in 0..asked.runs {
+            let walked = timed(|| walk::stat(&tree).map(drop))?;
+            taken.push((walked, bed.launch(&["--cache", "off"])?));
+        }
+        out[group]["rebuild"] = row(&format!("{group}, full"), files.len(), &taken);
+    }
+    out["rsync"] = rsync(asked, &tree, &files, scratch.path(), &mut round)?;
+    drop(scratch);
+    if asked.large {
+        out["large"] = large(asked, home, dir)?;
+    }
+    Ok(out)
+}
+
+fn row(name: &str, edits: usize, taken: &[(f64, Launch)]) -> Value {
+    let ms = |of: &dyn Fn(&(f64, Launch)) -> f64| median(taken.iter().map(of).collect());
+    let walked = ms(&|(walked, _)| walked * 1e3);
+    let ready = ms(&|(_, launch)| launch.ready * 1e3);
+    let over = ms(&|(walked, launch)| (launch.ready - walked) * 1e3);
+    let written = ms(&|(_, launch)| launch.written / 1024.0);
+    let copied = ms(&|(_, launch)| launch.copied * 1e3);
+    println!(
+        "{name:11} {edits:>7} {walked:8.1} {ready:9.1} {over:9.1} {written:10.0} {copied:8.1}"
+    );
+    json!({"walk_ms": walked, "ready_ms": ready, "over_walk_ms": over, "written_kib": written})
+}
+
+/// 3 GiB that do not change beside 1 MiB that does, an image each.
+fn large(asked: &Asked, home: &Path, dir: &Path) -> Result<Value> {
+    trees::make(home, &["c".to_owned()])?;
+    let scratch = mounts::Scratch::new(dir)?;
+    let code = scratch.path().join("code");
+    fs::create_dir(&code)?;
+    for number in 0..256 {
+        fs::write(code.join(number.to_string()), vec![b'c'; 4096])?;
+    }
+    let files = files(&code)?;
+    let model = home.join("c");
+    let mounted = [("/mnt/model", model.as_path()), ("/mnt/code", &code)];
+    let bed = Bed::new(&asked.fcpipe, &scratch.path().join("bed"), &mounted, "auto")?;
+    bed.launch(&[])?;
+    let mut taken = Vec::new();
+    for round in 0..asked.runs {
+        edit(&files, 1, round)?;
+        let walked = timed(|| {
+            walk::stat(&model)?;
+            walk::stat(&code).map(drop)
+        })?;
+        taken.push((walked, bed.launch(&[])?));
+    }
+    Ok(row("3 GiB beside", 1, &taken))
+}
+
+/// The same edits by rsync into a mounted ext4, which somebody would still have to keep from being written to by two machines.
+fn rsync(
+    asked: &Asked,
+    tree: &Path,
+    files: &[PathBuf],
+    dir: &Path,
+    round: &mut usize,
+) -> Result<Value> {
+    let root = rustix::process::geteuid().is_root();
+    if !root || find("rsync").is_none() {
+        println!("skipped: rsync into a mounted image needs root and rsync");
+        return Ok(Value::Null);
+    }
+    let (image, mount) = (dir.join("rsync.ext4"), dir.join("mount"));
+    fs::create_dir(&mount)?;
+    fs::File::create(&image)?.set_len(2 << 30)?;
+    succeeds(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-N", "200000"])
+            .arg(&image),
+    )?;
+    succeeds(
+        Command::new("mount")
+            .args(["-o", "loop"])
+            .args([&image, &mount]),
+    )?;
+    let sync = || -> Result<()> {
+        let mut from = tree.as_os_str().to_owned();
+        from.push("/");
+        succeeds(
+            Command::new("rsync")
+                .args(["-aHAX", "--delete"])
+                .arg(from)
+                .arg(&mount),
+        )?;
+        rustix::fs::syncfs(&fs::File::open(&mount)?)?;
+        Ok(())
+    };
+    sync()?;
+    let mut out = json!({});
+    for &edits in &asked.edits {
+        let mut taken = Vec::new();
+        for _ in 0..asked.runs {
+            *round += 1;
+            edit(files, edits, *round)?;
+            taken.push(timed(sync)? * 1e3);
+        }
+        let ms = median(taken);
+        println!("{:11} {edits:>7} {:8} {ms:9.1}", "rsync", "");
+        out[edits.to_string()] = json!({"ms": ms});
+    }
+    // Scratch takes it away too, where this does not come.
+    succeeds(Command::new("umount").arg(&mount))?;
+    Ok(out)
+}
+
+/// All regular files of a tree, in an order that scatters them.
+fn files(tree: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut dirs = vec![tree.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            match entry.file_type()? {
+                kind if kind.is_dir() => dirs.push(entry.path()),
+                kind if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    let count = files.len();
+    // A step that has no factor in common with the count visits all.
+    let step = (count / 3..)
+        .find(|step| gcd(*step, count) == 1)
+        .unwrap_or(1);
+    Ok((0..count)
+        .map(|at| files[at * step % count].clone())
+        .collect())
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Writes so many files anew, other ones each round; returns when their times can be trusted.
+fn edit(files: &[PathBuf], edits: usize, round: usize) -> Result<()> {
+    for number in 0..edits {
+        let file = &files[(round * edits + number) % files.len()];
+        fs::write(file, format!("round {round}, number {number}\n").repeat(5))?;
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    Ok(())
+}
+
+/// A spec, and directories of its own for what fcpipe keeps.
+struct Bed {
+    fcpipe: PathBuf,
+    dir: PathBuf,
+    group: String,
+}
+
+/// What a receipt says.
+struct Launch {
+    /// From the start to the disk being ready, seconds.
+    ready: f64,
+    /// What all images' copies took, seconds, and bytes that they looked at.
+    copied: f64,
+    written: f64,
+}
+
+impl Bed {
+    fn new(fcpipe: &Path, dir: &Path, mounted: &[(&str, &Path)], group: &str) -> Result<Bed> {
+        let rootfs = dir.join("rootfs");
+        for name in ["bin", "dev", "proc", "sys", "tmp", "mnt"] {
+            fs::create_dir_all(rootfs.join(name))?;
+        }
+        let busybox = find("busybox").ok_or("busybox is not installed")?;
+        fs::copy(busybox, rootfs.join("bin/busybox"))?;
+        std::os::unix::fs::symlink("busybox", rootfs.join("bin/true"))?;
+        let mounted: Vec<Value> = mounted
+            .iter()
+            .map(|(at, source)| json!({"source": source, "destination": at}))
+            .collect();
+        let content = json!({
+            "version": 1,
+            "rootfs": rootfs,
+            "process": {"args": ["/bin/true"], "cwd": "/"},
+            "mounts": mounted,
+        });
+        fs::write(dir.join("launch.json"), content.to_string())?;
+        // What was made just now is too young for an index to trust.
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(Bed {
+            fcpipe: fcpipe.to_owned(),
+            dir: dir.to_owned(),
+            group: group.to_owned(),
+        })
+    }
+
+    fn launch(&self, options: &[&str]) -> Result<Launch> {
+        let timings = self.dir.join("timings.json");
+        let output = Command::new(&self.fcpipe)
+            .args(["--progress", "quiet", "run"])
+            .arg(self.dir.join("launch.json"))
+            .args(["--set", &format!("disk.group={}", self.group)])
+            .arg("--cache-dir")
+            .arg(self.dir.join("cache"))
+            .arg("--state-dir")
+            .arg(self.dir.join("state"))
+            .arg("--timings")
+            .arg(&timings)
+            .args(options)
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8(output.stderr)?.into());
+        }
+        let receipt: Value = serde_json::from_slice(&fs::read(&timings)?)?;
+        let rows = receipt["stages"]
+            .as_array()
+            .ok_or("a receipt without stages")?;
+        let number = |row: &Value, field: &str| row[field].as_f64().unwrap_or(f64::NAN);
+        let disk = rows
+            .iter()
+            .find(|row| row["id"] == "disk")
+            .ok_or("no disk")?;
+        let copies = rows.iter().filter(|row| {
+            let id = row["id"].as_str().unwrap_or_default();
+            id == "copy" || id.starts_with("copy:")
+        });
+        let (mut copied, mut written) = (0.0, 0.0);
+        for copy in copies {
+            copied += number(copy, "wall_us") / 1e6;
+            written += number(copy, "bytes_written");
+        }
+        Ok(Launch {
+            ready: (number(disk, "start_us") + number(disk, "wall_us")) / 1e6,
+            copied,
+            written,
+        })
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    succeeds(Command::new("cp").arg("-a").args([from, to]))
+}
+
+fn succeeds(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?}: {}", output.stderr.escape_ascii()).into()),
+    }
+}
+
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let began = Instant::now();
+    work()?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
