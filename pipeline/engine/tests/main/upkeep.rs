@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use fcpipe_engine::store::{Collect, Collected, Finding, StoreOptions, Unusable};
 use fcpipe_engine::{
-    Cx, Digest, Failure, FailureKind, Key, KeyWriter, Object, Outcome, Run, Settings, Stage, Store,
-    StoreError,
+    Cx, Digest, Failure, FailureKind, Identity, Kept, Key, KeyWriter, Object, Outcome, Output, Run,
+    Settings, Stage, Store, StoreError,
 };
 
 use crate::kit::{Place, Text};
@@ -458,4 +458,100 @@ fn verify_takes_nothing_from_under_a_launch() {
     assert!(objects[0].path.exists());
     drop(other);
     assert_eq!(collect(&store, Collect::default()).orphans, 1);
+}
+
+/// A file of its own, and a blob that another stage made: found by the hint that the blob left.
+struct Borrow(u8);
+
+struct Pair(Vec<Object>);
+
+impl Output for Pair {
+    fn identity(&self) -> Identity {
+        Identity::new(Digest::of("test pair", &[]))
+    }
+    fn keep(&self) -> Option<Kept> {
+        Some(Kept {
+            body: serde_json::Value::Null,
+            objects: self.0.clone(),
+        })
+    }
+    fn recall(kept: Kept) -> Option<Self> {
+        Some(Pair(kept.objects))
+    }
+}
+
+impl Stage for Borrow {
+    const NAME: &'static str = "borrow";
+    const VERSION: u32 = 1;
+    type Output = Pair;
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.field("number", &self.0);
+    }
+    fn run(&self, cx: &Cx) -> Result<Pair, Failure> {
+        let lender: Key = cx.hint::<String>("lender").unwrap().parse().unwrap();
+        let (kept, _) = cx.earlier(&lender).unwrap();
+        let writer = cx.object("own")?;
+        let own = cx.publish(writer)?;
+        Ok(Pair(vec![own, kept.objects[0].clone()]))
+    }
+}
+
+/// Leaves the hint.
+struct Lend(Key);
+
+impl Stage for Lend {
+    const NAME: &'static str = "lend";
+    const VERSION: u32 = 1;
+    type Output = crate::kit::Number;
+    fn inputs(&self, k: &mut KeyWriter<'_>) {
+        k.field("lender", &self.0.to_string());
+    }
+    fn run(&self, cx: &Cx) -> Result<Self::Output, Failure> {
+        cx.leave_hint("lender", &self.0.to_string());
+        Ok(crate::kit::Number(1))
+    }
+}
+
+#[test]
+fn what_another_record_names_stays_as_long_as_that() {
+    let place = Place::new();
+    let (store, objects) = filled(&place, &[1, 2]);
+    let lender = objects[0].id.key();
+    let run = Run::start(Settings::new("borrowing", store.clone()).unwrap()).unwrap();
+    run.wait(&run.stage("lend", Lend(lender))).unwrap();
+    let pair = run.wait(&run.stage("borrow", Borrow(1))).unwrap();
+    run.finish().result.unwrap();
+    store.settle(&|| false).unwrap();
+    let borrower = pair.0[0].id.key();
+    // The lender was not used for long, but its borrower was.
+    set_used(&place, lender, HOUR * 9);
+    set_used(&place, objects[1].id.key(), HOUR * 5);
+    let gone = collect(
+        &store,
+        Collect {
+            max_age: Some(HOUR),
+            ..Collect::default()
+        },
+    );
+    assert_eq!(gone.records, 1, "{gone:?}");
+    assert!(store.record(&lender).is_some() && store.record(&borrower).is_some());
+    assert!(objects[0].path.exists() && !objects[1].path.exists());
+    // Each object is looked at with its own record.
+    let verified = store.verify(1, &|| false).unwrap().unwrap();
+    assert_eq!((verified.findings, verified.objects), (vec![], 2));
+    // Without the lender's record the object is the borrower's.
+    store.forget(&lender).unwrap();
+    let gone = collect(&store, Collect::default());
+    assert_eq!((gone.orphans, gone.records), (0, 0), "{gone:?}");
+    assert!(objects[0].path.exists());
+    // Both go when both are too old, the borrower first.
+    let gone = collect(
+        &store,
+        Collect {
+            max_size: Some(0),
+            ..Collect::default()
+        },
+    );
+    assert!(gone.records >= 1 && !objects[0].path.exists(), "{gone:?}");
+    assert!(store.survey().unwrap().orphans.is_empty());
 }

@@ -282,12 +282,10 @@ fn needs_root_images_near_others_are_what_cold_ones_are() {
     let first = seed();
     let (mut near, mut far) = (0, 0);
     for seed in first..first + count("FCPIPE_SOAK_SEQUENCES", 4) {
-        eprintln!("FCPIPE_SEED={seed}");
         let edits = count("FCPIPE_SOAK_EDITS", 15);
         let (more, cold) = sequence(seed, edits, seed % 2 == 0);
         near += more;
         far += cold;
     }
-    eprintln!("{near} images near others, {far} too far");
-    assert!(near > far);
+    assert!(near > far, "{near} images near others, {far} too far");
 }

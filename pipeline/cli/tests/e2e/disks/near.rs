@@ -61,7 +61,7 @@ fn edit(dir: &Path, round: u32) {
     fs::write(at("grown"), again.repeat(1 + 900 * round as usize)).unwrap();
     let _ = fs::remove_file(at(&format!("new-{}", round.wrapping_sub(1))));
     let turned = at("turned");
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         let _ = fs::remove_file(&turned);
         fs::create_dir(&turned).unwrap();
         fs::write(turned.join("inside"), "x").unwrap();
