@@ -128,6 +128,8 @@ pub(crate) enum Command {
     Wait(Wait),
     /// Print what happened and what happens to launches: a JSON object a line.
     Events(Events),
+    /// Print what launches use, for Prometheus; with --format json, as JSON.
+    Metrics(Metrics),
     /// Take away a launch that has stopped.
     Delete(Delete),
     /// Compile a spec's root file system into an ext4 image. Needs no root.
@@ -244,8 +246,11 @@ pub(crate) struct Run {
     /// Pass standard input to the process.
     #[arg(short, long)]
     pub(crate) interactive: bool,
+    /// Give the process this terminal.
+    #[arg(short, long = "tty")]
+    pub(crate) terminal: bool,
     /// Leave it running, with its output in its log, and print its name.
-    #[arg(short, long, conflicts_with = "interactive")]
+    #[arg(short, long, conflicts_with_all = ["interactive", "terminal"])]
     pub(crate) detach: bool,
     #[command(flatten)]
     pub(crate) launching: Launching,
@@ -270,6 +275,9 @@ pub(crate) struct Create {
     /// Write the process id of the launch's machine to this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Send the process's terminal to this Unix socket, as OCI runtimes do.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
     /// Keep the process's output in the launch's log, instead of passing on this command's own streams.
     #[arg(long)]
     pub(crate) log: bool,
@@ -298,6 +306,9 @@ pub(crate) struct Exec {
     /// Pass standard input to the process.
     #[arg(short, long)]
     pub(crate) interactive: bool,
+    /// Give the process this terminal.
+    #[arg(short, long = "tty")]
+    pub(crate) terminal: bool,
     /// Run the OCI `process` object in this file.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) process: Option<PathBuf>,
@@ -357,6 +368,16 @@ pub(crate) struct Events {
     /// Print what there is, and end.
     #[arg(long)]
     pub(crate) no_follow: bool,
+    /// Print what the launch uses now, as one event, and end.
+    #[arg(long, requires = "id")]
+    pub(crate) stats: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Metrics {
+    /// One launch; all where none is named.
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ pub(crate) mod exec;
 pub(crate) mod kernel;
 pub(crate) mod kill;
 pub(crate) mod logs;
+pub(crate) mod metrics;
 mod order;
 pub(crate) mod plan;
 pub(crate) mod ps;

@@ -20,6 +20,7 @@ mod exit;
 mod history;
 mod render;
 mod signals;
+mod terminal;
 mod why;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Command::Logs(logs) => commands::logs::run(global, logs),
         Command::Wait(wait) => commands::wait::run(global, wait),
         Command::Events(events) => commands::events::run(global, events),
+        Command::Metrics(metrics) => commands::metrics::run(global, metrics),
         Command::Delete(delete) => commands::delete::run(global, delete),
         Command::Build(build) => commands::build::run(global, build),
         Command::Plan(plan) => commands::plan::plan(global, plan),

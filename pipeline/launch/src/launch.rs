@@ -220,14 +220,6 @@ pub fn run(
     host: &Host,
     lead: impl FnOnce(&Live<'_>) -> Result<ExitStatus, Failure>,
 ) -> Launched<ExitStatus> {
-    let process = match guest::process_of(&spec.process) {
-        Ok(process) => process,
-        Err(failure) => {
-            // Nothing was made in it.
-            let _ = launch.remove();
-            return Launched::failed(failure);
-        }
-    };
     let run = match Run::start(host.settings(request.id.as_str(), spec, Some(launch))) {
         Ok(run) => run,
         Err(failure) => return Launched::failed(failure),
@@ -240,7 +232,6 @@ pub fn run(
     let live = Live {
         run: &run,
         booted: graph.booted,
-        process,
     };
     let renewal = Renewal {
         spec,
@@ -261,7 +252,6 @@ pub fn run(
 pub struct Live<'a> {
     run: &'a Run,
     booted: Node<Booted>,
-    process: Process,
 }
 
 impl Live<'_> {
@@ -272,18 +262,16 @@ impl Live<'_> {
         Ok(Guest::new(booted))
     }
 
-    /// Runs the spec's process to its end, then has the guest write everything back and power off. `started` is told when
+    /// Runs the container's first process to its end, then has the guest write everything back and power off. `started` is told when
     /// the process runs.
     pub fn process(
         &self,
+        process: Process,
         streams: Streams,
         started: impl FnOnce(&Arc<RunningProcess>) + Send + 'static,
     ) -> Result<ExitStatus, Failure> {
-        let process = RunProcess::new(
-            self.booted,
-            self.process.clone(),
-            Some((streams, Box::new(started))),
-        );
+        let start = Some((streams, Box::new(started) as _));
+        let process = RunProcess::new(self.booted, process, start);
         let node = self.run.effect(PROCESS, process);
         self.run.wait(&node).map(|status| *status)
     }

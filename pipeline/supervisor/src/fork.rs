@@ -37,7 +37,7 @@ pub(crate) fn split() -> io::Result<Side> {
 
 /// Makes the copy a process of its own: another session, no descriptors but `keep`, and the caller's three standard streams,
 /// which are given back as descriptors for the launch's process to use.
-pub(crate) fn detach(keep: &UnixStream) -> io::Result<[OwnedFd; 3]> {
+pub(crate) fn detach(keep: &[RawFd]) -> io::Result<[OwnedFd; 3]> {
     rustix::process::setsid()?;
     let streams = [
         copy(&std::io::stdin())?,
@@ -49,7 +49,7 @@ pub(crate) fn detach(keep: &UnixStream) -> io::Result<[OwnedFd; 3]> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     drop(null);
-    let mut keep: Vec<RawFd> = vec![keep.as_raw_fd()];
+    let mut keep = keep.to_vec();
     keep.extend(streams.iter().map(|fd| fd.as_raw_fd()));
     close_others(&keep)?;
     // The directory that the caller was in may be on a file system that somebody wants to unmount.

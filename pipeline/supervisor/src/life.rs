@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fcpipe_engine::{CancelToken, FailureKind};
 use fcpipe_launch::Guest;
@@ -38,6 +38,8 @@ struct State {
     /// Signals that came from whoever started it.
     signals: u32,
     created: bool,
+    begun: Instant,
+    boot: Duration,
     over: bool,
 }
 
@@ -73,6 +75,8 @@ impl Life {
                 ended_by: None,
                 signals: 0,
                 created: false,
+                begun: Instant::now(),
+                boot: Duration::ZERO,
                 over: false,
             }),
             changed: Condvar::new(),
@@ -127,6 +131,7 @@ impl Life {
     pub(crate) fn created(&self, guest: &Guest) {
         self.change(|state| {
             state.created = true;
+            state.boot = state.begun.elapsed();
             state.record.status = Status::Created;
             state.record.pid = guest.processes().first().map(|mark| mark.pid);
             state.guest = Some(guest.clone());
@@ -286,6 +291,19 @@ impl Life {
         }
     }
 
+    /// The guest, and how long it took to come to be, where there is one.
+    pub(crate) fn machine(&self) -> Result<(Guest, Duration), Failed> {
+        let state = self.lock();
+        match &state.guest {
+            Some(guest) => Ok((guest.clone(), state.boot)),
+            None => Err(refused("container not running")),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.lock().dir.clone()
+    }
+
     /// The guest, if there is one yet and still.
     pub(crate) fn guest_now(&self) -> Option<Guest> {
         self.lock().guest.clone()
@@ -294,6 +312,11 @@ impl Life {
     /// Whether it was created, whatever became of it then.
     pub(crate) fn came_to_creation(&self) -> bool {
         self.lock().created
+    }
+
+    /// Whether all is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().over
     }
 
     /// The launch's process, while it runs.

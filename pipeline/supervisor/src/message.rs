@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use fcpipe_engine::{Event, Failure, FailureKind};
-use fcpipe_proto::{ExitStatus, Process};
+use fcpipe_proto::{ExitStatus, Process, WindowSize};
 use serde::{Deserialize, Serialize};
 
 use crate::stats::Stats;
@@ -30,7 +30,7 @@ pub enum Request {
     /// A signal for the process of this connection; a second one of the same launch ends it.
     Signal { signal: i32 },
     /// The terminal of this connection's process has another size.
-    Resize { rows: u16, columns: u16 },
+    Resize { size: WindowSize },
     /// Answered when the launch's process has ended.
     Wait,
     /// What the launch uses.
@@ -49,15 +49,14 @@ pub struct ExecProcess {
     pub cwd: Option<String>,
     /// User and group.
     pub user: Option<(u32, Option<u32>)>,
+    /// It has a terminal, of this size.
+    pub terminal: Option<WindowSize>,
 }
 
 impl ExecProcess {
     /// The process, where the launch's own is `own`.
     pub(crate) fn over(self, own: &Process) -> Process {
-        let mut process = self.whole.unwrap_or_else(|| Process {
-            terminal: false,
-            ..own.clone()
-        });
+        let mut process = self.whole.unwrap_or_else(|| own.clone());
         if !self.args.is_empty() {
             process.args = self.args;
         }
@@ -69,6 +68,8 @@ impl ExecProcess {
             process.uid = uid;
             process.gid = gid.unwrap_or(process.gid);
         }
+        process.terminal = self.terminal.is_some();
+        process.console_size = self.terminal;
         // What confines the container confines all in it, and what a process does not say of itself it has from the first,
         // as with runc.
         process.seccomp.clone_from(&own.seccomp);

@@ -198,7 +198,9 @@ pub(crate) fn pass_on(request: &Request, process: &RunningProcess) {
                 let _ = process.signal(signal, false);
             }
         }
-        Request::Resize { .. } => {}
+        Request::Resize { size } => {
+            let _ = process.resize(*size);
+        }
         _ => {}
     }
 }

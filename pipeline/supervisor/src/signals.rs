@@ -12,7 +12,10 @@ pub(crate) fn block() -> std::io::Result<SigSet> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         set.add(signal);
     }
-    set.thread_block()?;
+    let mut also = set;
+    // For whoever waits for it: see `console.rs`.
+    also.add(Signal::SIGWINCH);
+    also.thread_block()?;
     Ok(set)
 }
 

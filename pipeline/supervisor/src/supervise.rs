@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, unbounded};
 use fcpipe_engine::{CancelToken, EventSender, Failure, FailureKind, LaunchDir, event_channel};
 use fcpipe_kernel::KernelStore;
-use fcpipe_launch::{Builder, Host, Launched, Live, RunRequest, Streams};
-use fcpipe_proto::ExitStatus;
+use fcpipe_launch::{Builder, Guest, Host, Launched, Live, RunRequest, Streams};
+use fcpipe_proto::{ExitStatus, WindowSize};
 use fcpipe_spec::{LaunchId, LaunchSpec};
 use fcpipe_vmm::{ShimProgram, Vmm};
+use rustix::termios::Termios;
 
+use crate::console::Console;
 use crate::events::Events;
 use crate::hooks::Hook;
 use crate::life::Life;
@@ -63,6 +65,12 @@ pub struct Order {
     pub stdin: bool,
     /// Its output goes to the launch's log, and not to the caller's streams.
     pub logged: Option<LogLimits>,
+    /// The caller's terminal and its settings, which are put back where the caller is killed before it could.
+    pub terminal: Option<(OwnedFd, Termios)>,
+    /// The size of the process's terminal.
+    pub console_size: Option<WindowSize>,
+    /// A terminal of the host's that the process's is joined to, in place of the caller's streams.
+    pub console: Option<Console>,
     pub open_host: OpenHost,
     pub ended: Ended,
 }
@@ -112,7 +120,10 @@ impl Owner {
 
 /// Is the supervisor, in its own process, until the launch has ended.
 pub(crate) fn supervise(order: Order, channel: UnixStream) {
-    let streams = fork::detach(&channel);
+    let mut keep = vec![channel.as_raw_fd()];
+    keep.extend(order.terminal.iter().map(|(fd, _)| fd.as_raw_fd()));
+    keep.extend(order.console.iter().map(|console| console.as_raw_fd()));
+    let streams = fork::detach(&keep);
     // Before any other thread: they inherit which signals are blocked.
     let set = signals::block();
     few_arenas();
@@ -169,6 +180,8 @@ fn lead(
         .map_err(|why| Failed::new(FailureKind::Host, why))?;
     let kernels =
         KernelStore::open(&order.data).map_err(|e| Failed::new(FailureKind::Kernel, e))?;
+    let mut own = fcpipe_launch::process_of(&order.spec.process).map_err(|e| Failed::from(&e))?;
+    own.console_size = order.console_size.or(own.console_size);
     let launch = LaunchDir::claim(&host.state, order.id.as_str())
         .map_err(|e| Failed::new(FailureKind::Host, e))?;
     let dir = launch.path().to_owned();
@@ -182,11 +195,10 @@ fn lead(
     );
     record.annotations = order.spec.annotations.clone();
     let told = Events::open(&dir, order.id.as_str()).map_err(|e| host_failed("events", &e))?;
-    let own = fcpipe_launch::process_of(&order.spec.process).map_err(|e| Failed::from(&e))?;
     let life = Arc::new(Life::new(dir.clone(), record, told, own, cancel));
     signals::follow(set, Arc::clone(&life)).map_err(|e| host_failed("signals", &e))?;
     server::listen(&dir, Arc::clone(&life)).map_err(|e| host_failed("the control socket", &e))?;
-    listen_to_owner(channel, Arc::clone(&life), order.bond)
+    listen_to_owner(channel, Arc::clone(&life), order.bond, order.terminal)
         .map_err(|e| host_failed("the caller's thread", &e))?;
 
     let log = order
@@ -200,10 +212,21 @@ fn lead(
             None => Box::new(File::from(fd)),
         }
     };
-    let streams = Streams {
-        stdin: order.stdin.then(|| File::from(stdin)),
-        stdout: output("stdout", stdout),
-        stderr: output("stderr", stderr),
+    let console = order.console;
+    if let Some(console) = &console {
+        console
+            .follow(Arc::clone(&life))
+            .map_err(|e| host_failed("the console", &e))?;
+    }
+    let streams = match console {
+        Some(console) => console
+            .streams()
+            .map_err(|e| host_failed("the console", &e))?,
+        None => Streams {
+            stdin: order.stdin.then(|| File::from(stdin)),
+            stdout: output("stdout", stdout),
+            stderr: output("stderr", stderr),
+        },
     };
     let request = RunRequest {
         id: order.id,
@@ -314,8 +337,7 @@ impl Course<'_> {
             hooks::run(point, hooks, &self.life.record().oci_state()).map_err(hook_failure)?;
         }
         self.life.created(&guest);
-        // It would keep the machine past its end.
-        drop(guest);
+        watch_memory(guest, Arc::clone(self.life));
         if self.bond == Bond::Created {
             self.owner.tell(Reply::Created);
             match self.life.wait_for_start() {
@@ -327,7 +349,8 @@ impl Course<'_> {
         let (life, owner) = (Arc::clone(self.life), self.owner.clone());
         let poststart = self.hooks.poststart.clone();
         let bond = self.bond;
-        live.process(streams, move |process| {
+        let process = self.life.own_process().clone();
+        live.process(process, streams, move |process| {
             life.running(process);
             if !poststart.is_empty() {
                 after_start(&life, &poststart);
@@ -336,7 +359,14 @@ impl Course<'_> {
                 owner.tell(Reply::Started);
             }
         })
-        .inspect_err(|failure| self.life.failed(failure.into()))
+        .inspect_err(|failure| {
+            let usage = self.life.guest_now().and_then(|guest| guest.usage());
+            if let Some(kills @ 1..) = usage.and_then(|usage| usage.oom_kills) {
+                self.life
+                    .event("oom", serde_json::json!({"where": "host", "kills": kills}));
+            }
+            self.life.failed(failure.into());
+        })
     }
 
     fn was_created(&self) -> bool {
@@ -349,6 +379,21 @@ impl Course<'_> {
         let why = lost.map_or_else(|| "cancelled".to_owned(), |e| e.to_string());
         Failure::new("boot", FailureKind::Guest, "the guest", Some(why.into()))
     }
+}
+
+/// Tells of processes that the guest's kernel kills for want of memory. Ends with the guest.
+fn watch_memory(guest: Guest, life: Arc<Life>) {
+    let thread = std::thread::Builder::new().name("guest-memory".to_owned());
+    // Without a thread an event is missing, and nothing else.
+    let _ = thread.spawn(move || {
+        let mut seen = 0;
+        while let Ok(kills) = guest.session().wait_oom(seen, None) {
+            if let Some(kills) = kills {
+                seen = kills;
+                life.event("oom", serde_json::json!({"where": "guest", "kills": kills}));
+            }
+        }
+    });
 }
 
 /// Hooks that fail here end the launch: so says OCI since 1.1, and so does runc.
@@ -364,7 +409,12 @@ fn hook_failure(error: hooks::HookError) -> Failure {
 }
 
 /// What whoever started the launch has to say; its end is the launch's, where it is attached.
-fn listen_to_owner(channel: UnixStream, life: Arc<Life>, bond: Bond) -> std::io::Result<()> {
+fn listen_to_owner(
+    channel: UnixStream,
+    life: Arc<Life>,
+    bond: Bond,
+    terminal: Option<(OwnedFd, Termios)>,
+) -> std::io::Result<()> {
     let mut receiver = Receiver::new(channel);
     let thread = std::thread::Builder::new().name("owner-in".to_owned());
     thread.spawn(move || {
@@ -387,6 +437,14 @@ fn listen_to_owner(channel: UnixStream, life: Arc<Life>, bond: Bond) -> std::io:
         };
         if ends {
             life.cancel().cancel();
+        }
+        if let Some((fd, settings)) = terminal
+            && !life.is_over()
+        {
+            // Killed, and so its terminal is as the process had it. One that has ended by itself has put it back, and it
+            // may be another's by now.
+            let when = rustix::termios::OptionalActions::Now;
+            let _ = rustix::termios::tcsetattr(fd, when, &settings);
         }
     })?;
     Ok(())

@@ -28,6 +28,8 @@ pub(crate) fn run(global: &Global, arguments: &Create) -> Outcome {
         // As OCI has it, the process's streams are those of `create`. A terminal stays with whoever sits at it.
         stdin: !arguments.log && !std::io::stdin().is_terminal(),
         logged: arguments.log,
+        terminal: false,
+        console_socket: arguments.console_socket.as_deref(),
     };
     start(global, wanted)?;
     if let Some(path) = &arguments.pid_file {

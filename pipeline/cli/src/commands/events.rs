@@ -20,6 +20,9 @@ pub(crate) fn run(global: &Global, arguments: &Events) -> Outcome {
     clean_up(&directories, &mut note)?;
     if let Some(id) = &arguments.id {
         existing(&directories, id)?;
+        if arguments.stats {
+            return super::metrics::event(&directories, id);
+        }
     }
     let mut open: BTreeMap<String, EventLines> = BTreeMap::new();
     loop {

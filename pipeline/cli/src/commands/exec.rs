@@ -1,7 +1,5 @@
 //! `fcpipe exec`: runs a process beside a launch's own, in its namespaces.
 
-use std::os::fd::AsFd as _;
-
 use fcpipe_engine::Failure;
 use fcpipe_supervisor::{ExecProcess, Reply, Request, connect};
 
@@ -10,6 +8,7 @@ use crate::arguments::{Exec, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::signals;
+use crate::terminal::{Terminal, Typed, with_streams};
 
 pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
@@ -20,19 +19,28 @@ pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
         .ok_or_else(|| {
             Complaint::new(format_args!("cannot exec in a {} container", record.status))
         })?;
-    let line = connection.line();
-    signals::watch(move |signal| line.say(&Request::Signal { signal })).map_err(Complaint::new)?;
+    let terminal = arguments.terminal.then(Terminal::take).transpose()?;
+    let typed = match arguments.interactive {
+        true => Typed::in_between().map_err(|e| Complaint::new(format_args!("stdin: {e}")))?,
+        false => None,
+    };
+    let mut process = process(arguments)?;
+    process.terminal = terminal.as_ref().and_then(Terminal::size);
     let request = Request::Exec {
-        process: Box::new(process(arguments)?),
+        process: Box::new(process),
         stdin: arguments.interactive,
     };
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let mut fds = Vec::new();
-    if arguments.interactive {
-        fds.push(stdin.as_fd());
+    with_streams(arguments.interactive, |fds| connection.ask(&request, fds))
+        .map_err(Complaint::new)?;
+    let line = connection.line();
+    let pass_on = move |signal| line.say(&Request::Signal { signal });
+    match &terminal {
+        Some(terminal) => terminal.watch(connection.line(), pass_on)?,
+        None => signals::watch(pass_on).map_err(Complaint::new)?,
     }
-    fds.extend([stdout.as_fd(), stderr.as_fd()]);
-    connection.ask(&request, &fds).map_err(Complaint::new)?;
+    if let Some(typed) = typed {
+        typed.copy();
+    }
     loop {
         match connection.reply().map_err(Complaint::new)? {
             Some(Reply::Started) => {}
@@ -76,6 +84,7 @@ fn process(arguments: &Exec) -> Result<ExecProcess, Complaint> {
         env: arguments.env.clone(),
         cwd: arguments.cwd.clone(),
         user: arguments.user.as_deref().map(user).transpose()?,
+        terminal: None,
     })
 }
 

@@ -1,15 +1,13 @@
 //! Starting a launch: the order to its supervisor, and what the client does until it is done.
 
-use std::fs::File;
-use std::io::{IsTerminal as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fcpipe_engine::Failure;
 use fcpipe_proto::ExitStatus;
 use fcpipe_spec::{LaunchId, LaunchSpec};
-use fcpipe_supervisor::{Bond, Connection, LogLimits, Order, Reply, Request};
+use fcpipe_supervisor::{Bond, Connection, Console, LogLimits, Order, Reply, Request};
 use fcpipe_vmm::ShimProgram;
 
 use super::{builder, host, report, write_timings};
@@ -18,6 +16,7 @@ use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::render::{Rendering, harmless};
 use crate::signals;
+use crate::terminal::{Terminal, Typed};
 
 /// What `run` and `create` ask for.
 pub(crate) struct Wanted<'a> {
@@ -30,6 +29,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) stdin: bool,
     /// Its output goes to the launch's log.
     pub(crate) logged: bool,
+    /// It has the caller's terminal.
+    pub(crate) terminal: bool,
+    /// It has a terminal, whose host's end goes to this socket.
+    pub(crate) console_socket: Option<&'a Path>,
 }
 
 /// How far a launch came that was started.
@@ -47,21 +50,34 @@ pub(crate) fn start(global: &Global, wanted: Wanted<'_>) -> Result<Came, Complai
     let spec = super::load(wanted.spec)?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let bond = wanted.bond;
-    let terminal = if wanted.stdin && std::io::stdin().is_terminal() {
-        Some(Terminal::in_between().map_err(|e| Complaint::new(format_args!("stdin: {e}")))?)
-    } else {
-        None
+    let mut order = order(global, &wanted, spec, directories)?;
+    let stdin_error = |e| Complaint::new(format_args!("stdin: {e}"));
+    let terminal = wanted.terminal.then(Terminal::take).transpose()?;
+    if let Some(terminal) = &terminal {
+        order.spec.process.terminal = true;
+        order.console_size = terminal.size();
+        order.terminal = Some(terminal.for_supervisor().map_err(stdin_error)?);
+    }
+    let typed = match wanted.stdin {
+        true => Typed::in_between().map_err(stdin_error)?,
+        false => None,
     };
-    let order = order(global, &wanted, spec, directories)?;
     let mut connection = fcpipe_supervisor::start(order)
         .map_err(|e| Complaint::new(format_args!("the supervisor can't be started: {e}")))?;
     // Before any other thread: they inherit which signals are blocked.
     let line = connection.line();
-    signals::watch(move |signal| line.say(&Request::Signal { signal })).map_err(Complaint::new)?;
-    if let Some(terminal) = terminal {
-        terminal.copy();
+    let pass_on = move |signal| line.say(&Request::Signal { signal });
+    match &terminal {
+        Some(terminal) => terminal.watch(connection.line(), pass_on)?,
+        None => signals::watch(pass_on).map_err(Complaint::new)?,
     }
-    follow(global, &mut connection, bond)
+    if let Some(typed) = typed {
+        typed.copy();
+    }
+    let came = follow(global, &mut connection, bond);
+    // Before anything is said about how it ended.
+    drop(terminal);
+    came
 }
 
 /// Shows what happens until there is an end to wait for.
@@ -121,6 +137,9 @@ fn order(
         bond: wanted.bond,
         stdin: wanted.stdin,
         logged: wanted.logged.then(LogLimits::default),
+        terminal: None,
+        console_size: None,
+        console: console(wanted, &spec)?,
         open_host: Box::new(move |events, cancel, tell| {
             host(&global, &building, &directories, events, cancel, tell)
                 .map_err(|complaint| complaint.words())
@@ -139,6 +158,22 @@ fn order(
     })
 }
 
+/// What OCI runtimes ask for: a process with a terminal that nobody is attached to needs somebody to take it.
+fn console(wanted: &Wanted<'_>, spec: &LaunchSpec) -> Result<Option<Console>, Complaint> {
+    match (wanted.console_socket, spec.process.terminal) {
+        (Some(socket), true) => Console::send_to(socket)
+            .map(Some)
+            .map_err(|e| Complaint::about(socket, e)),
+        (Some(_), false) => Err(Complaint::new(
+            "--console-socket: the process has no terminal (process.terminal)",
+        )),
+        (None, true) if wanted.bond == Bond::Created => Err(Complaint::new(
+            "process.terminal needs --console-socket: `create` leaves its own terminal",
+        )),
+        (None, _) => Ok(None),
+    }
+}
+
 /// The supervisor's working directory is not the caller's.
 fn timings(building: &Building) -> Result<Option<PathBuf>, Complaint> {
     let absolute =
@@ -150,33 +185,4 @@ fn timings(building: &Building) -> Result<Option<PathBuf>, Complaint> {
 fn bundle(spec: &LaunchSpec) -> PathBuf {
     let file = std::path::absolute(&spec.file).unwrap_or_else(|_| spec.file.clone());
     file.parent().map(Path::to_path_buf).unwrap_or_default()
-}
-
-/// A terminal is read by the client and not by the supervisor: the shell knows the client, and stops it when it may not read.
-struct Terminal {
-    terminal: File,
-    pipe: OwnedFd,
-}
-
-impl Terminal {
-    /// Puts a pipe in standard input's place, for the supervisor to inherit.
-    fn in_between() -> std::io::Result<Self> {
-        let terminal = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
-        let (read, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        rustix::stdio::dup2_stdin(&read)?;
-        Ok(Terminal {
-            terminal: terminal.into(),
-            pipe,
-        })
-    }
-
-    /// Copies what is typed, to the end of either.
-    fn copy(mut self) {
-        let thread = std::thread::Builder::new().name("fc-stdin".into());
-        // Without a thread the process sees the end of its input.
-        let _ = thread.spawn(move || {
-            let mut pipe = File::from(self.pipe);
-            let _ = std::io::copy(&mut self.terminal, &mut pipe);
-        });
-    }
 }

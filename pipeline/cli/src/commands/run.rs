@@ -25,6 +25,8 @@ pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
         },
         stdin: arguments.interactive,
         logged: arguments.detach,
+        terminal: arguments.terminal,
+        console_socket: None,
     };
     match start(global, wanted)? {
         Came::Exited(status) => Ok(status.shell_code()),

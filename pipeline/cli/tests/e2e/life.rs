@@ -226,6 +226,21 @@ fn qemu_a_detached_launch_keeps_a_log_and_events_and_ps_lists_it() {
         .spawn()
         .unwrap();
     assert!(follower.try_wait().unwrap().is_none());
+    let metrics = done(&world, &["metrics"]);
+    for name in [
+        "boot_seconds",
+        "guest_boot_seconds",
+        "container_pids",
+        "guest_disk_read_bytes_total",
+    ] {
+        let there = |line: &str| line.starts_with(&format!("fcpipe_{name}{{id=\"d1\""));
+        assert!(metrics.lines().any(there), "{name}: {metrics}");
+    }
+    let figures: Value = serde_json::from_str(&done(&world, &["events", "--stats", "d1"])).unwrap();
+    assert!(
+        figures["data"]["guest"]["uptime_us"].as_u64().unwrap() > 0,
+        "{figures}"
+    );
     assert_code(&fcpipe(&world, &["exec", "d1", "touch", "/tmp/go"]), 0);
     assert_eq!(done(&world, &["wait", "d1"]), "4\n");
     let output = follower.wait_with_output().unwrap();

@@ -18,4 +18,5 @@ mod life;
 mod process;
 mod report;
 mod spec;
+mod terminal;
 mod world;
