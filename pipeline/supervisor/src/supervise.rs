@@ -219,9 +219,13 @@ fn lead(
             .map_err(|e| host_failed("the console", &e))?;
     }
     let streams = match console {
-        Some(console) => console
-            .streams()
-            .map_err(|e| host_failed("the console", &e))?,
+        Some(console) => {
+            // Somebody may wait for their end.
+            drop((stdin, stdout, stderr));
+            console
+                .streams()
+                .map_err(|e| host_failed("the console", &e))?
+        }
         None => Streams {
             stdin: order.stdin.then(|| File::from(stdin)),
             stdout: output("stdout", stdout),

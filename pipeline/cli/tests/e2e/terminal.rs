@@ -136,6 +136,9 @@ fn row_57_qemu_a_terminal_is_the_process_s_and_is_put_back_however_the_session_e
     screen.wait_for("33 77");
     screen.wait_for("is2a-tty");
     screen.resize(44, 55);
+    // As the kernel does where the terminal is the client's own.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
     let mut looks = 0;
     while !screen.seen.lock().unwrap().contains("44 55") {
         screen.typed("stty size\n");
