@@ -6,9 +6,7 @@ use fcpipe_engine::{Failure, FailureKind};
 use fcpipe_proto::confine::{
     Capabilities, Confinement, Device, DeviceKind, Hook, HookState, Hooks, Limits, Propagation,
 };
-use fcpipe_proto::{
-    GuestConfig, GuestMount, Process, Rlimit, RootFs, WallClock, WindowSize, Writes,
-};
+use fcpipe_proto::{GuestConfig, GuestMount, Process, Rlimit, RootFs, WindowSize, Writes};
 use fcpipe_spec::{LaunchSpec, MountKind, Personality};
 
 use crate::seccomp;
@@ -79,13 +77,23 @@ pub(crate) fn config(spec: &LaunchSpec, id: &str, grouping: &Grouping) -> GuestC
         hostname: spec.hostname.clone(),
         domainname: spec.domainname.clone(),
         mounts,
-        wall_clock: Some(WallClock::now()),
+        // As it is when the guest is there.
+        wall_clock: None,
         entropy: None,
         // What the network is like is known when it is made.
         network: None,
         confinement: confinement(spec),
         hooks: hooks(spec, id),
     }
+}
+
+/// Bytes that no other guest has, from the host's own pool; `None` where it gives none, and then the guest has to do
+/// without.
+pub(crate) fn entropy() -> Option<String> {
+    let mut bytes = [0; 64];
+    let mut random = std::fs::File::open("/dev/urandom").ok()?;
+    std::io::Read::read_exact(&mut random, &mut bytes).ok()?;
+    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn confinement(spec: &LaunchSpec) -> Confinement {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable};
 use fcpipe_net::News;
 use fcpipe_proto::host::{RunningProcess, Session, Stdio};
-use fcpipe_proto::{AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError};
+use fcpipe_proto::{
+    AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError, WallClock,
+};
 use fcpipe_vmm::{
     Cage, Cgroup, CgroupUsage, KernelFiles, Machine, MachineConfig, Prepared, ProcessMark,
     ShimProgram, Tuning, Vmm, VmmError, VmmKind,
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::MakeCgroup;
 use crate::disk::{Disks, PrivateDisk};
+use crate::guest;
 use crate::kernel::{ChosenKernel, Initrd};
 use crate::network::{EnterNamespace, MakeTap, Wired};
 
@@ -237,6 +240,8 @@ impl Effect for Boot {
         };
         let mut config = self.config.clone();
         disks.describe(&mut config.root);
+        config.wall_clock = Some(WallClock::now());
+        config.entropy = guest::entropy();
         let network = self.network.as_ref().map(|n| cx.get(n)).transpose()?;
         config.network = network.as_ref().map(|network| network.guest.clone());
         session

@@ -8,6 +8,7 @@
     reason = "helpers of tests: they fail by a panic and say what was skipped"
 )]
 
+mod bombs;
 mod build;
 mod cache;
 mod cleanup;
@@ -15,6 +16,7 @@ mod disks;
 mod firecracker;
 mod fuse;
 mod life;
+mod oci;
 mod process;
 mod report;
 mod spec;

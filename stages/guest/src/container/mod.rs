@@ -5,6 +5,7 @@
 //! limits can be changed for the whole process by plain calls. Whatever fails is reported to the
 //! agent ([`crate::handoff`]) and ends the process; the order of the steps is runc's.
 
+mod copyup;
 mod devices;
 mod exec;
 mod hooks;

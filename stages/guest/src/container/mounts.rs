@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use fcpipe_proto::{Failure, FailureKind, GuestMount};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmod, fstat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_change, mount_remount};
 
 use super::resolve::DeadLinks;
-use super::{failed, options, resolve};
+use super::{copyup, failed, options, resolve};
 use crate::console::say;
 use crate::root::beside_path;
 
@@ -63,22 +63,25 @@ pub(super) fn make(
         }
         other => other,
     };
-    if is_dev(wanted) {
-        // Its nodes are yet to be made.
+    // Something is yet to be made in it, or it is a tmpfs: as with runc, the mount is read-only then, and not the file
+    // system.
+    let readonly = options.flags.contains(MountFlags::RDONLY);
+    let tmpfs = fstype == "tmpfs";
+    if is_dev(wanted) || tmpfs {
         options.flags.remove(MountFlags::RDONLY);
     }
+    let place = resolve::make_dir(root, &wanted.destination)
+        .map_err(|e| failed(to, &format!("mounting {fstype}"), e))?;
+    let own_mode = options.data.split(',').any(|o| o.starts_with("mode="));
     let data = CString::new(options.data)
         .map_err(|_| refused("a mount option contains a zero byte".to_owned()))?;
-    let result = resolve::make_dir(root, &wanted.destination).and_then(|place| {
-        let target = resolve::path_of(place.as_fd());
-        mount(
-            wanted.source.as_str(),
-            &target,
-            fstype,
-            options.flags,
-            data.as_c_str(),
-        )
-    });
+    let result = mount(
+        wanted.source.as_str(),
+        resolve::path_of(place.as_fd()),
+        fstype,
+        options.flags,
+        data.as_c_str(),
+    );
     match result {
         Ok(()) => {}
         Err(e) if may_be_missing(fstype) => {
@@ -91,6 +94,26 @@ pub(super) fn make(
             )));
         }
         Err(e) => return Err(failed(to, &format!("mounting {fstype}"), e)),
+    }
+    if tmpfs {
+        // The mount covers what was opened: look again.
+        let mounted =
+            resolve::open(root, &wanted.destination).map_err(|e| failed(to, "filling it", e))?;
+        let path = resolve::path_of(mounted.as_fd());
+        if options.copy_up {
+            copyup::copy(place.as_fd(), mounted.as_fd())
+                .map_err(|e| failed(to, "filling it", e))?;
+        }
+        if !own_mode {
+            // A tmpfs is open to everybody unless it is told otherwise: it is to be what the directory was.
+            let mode = fstat(&place)
+                .and_then(|stat| chmod(&path, Mode::from_raw_mode(stat.st_mode & 0o7777)));
+            mode.map_err(|e| failed(to, "its mode", e))?;
+        }
+        if readonly && !is_dev(wanted) {
+            let flags = MountFlags::BIND | MountFlags::RDONLY | options.flags;
+            mount_remount(&path, flags, c"").map_err(|e| failed(to, "making it read-only", e))?;
+        }
     }
     if !options.propagation.is_empty() {
         // The mount covers what was opened: look again.
@@ -114,7 +137,7 @@ fn bind(root: BorrowedFd<'_>, wanted: &GuestMount, place: BorrowedFd<'_>) -> Res
         false => DeadLinks::Followed,
     };
     let target = || -> Result<OwnedFd, Errno> {
-        let stat = rustix::fs::fstat(place)?;
+        let stat = fstat(place)?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             resolve::make_dir_by(root, to, links)
         } else {

@@ -9,6 +9,8 @@ pub(crate) struct Options {
     pub(crate) propagation: Vec<MountPropagationFlags>,
     /// What the file system itself understands, joined by commas.
     pub(crate) data: String,
+    /// `tmpcopyup`: the file system begins with what was in the directory that it covers.
+    pub(crate) copy_up: bool,
 }
 
 /// Options are applied in order: a later `rw` undoes an earlier `ro`.
@@ -17,12 +19,15 @@ pub(crate) fn parse(options: &[String]) -> Options {
         flags: MountFlags::empty(),
         propagation: Vec::new(),
         data: String::new(),
+        copy_up: false,
     };
     for option in options {
         if let Some((flag, set)) = flag(option) {
             parsed.flags.set(flag, set);
         } else if let Some(propagation) = propagation(option) {
             parsed.propagation.push(propagation);
+        } else if option == "tmpcopyup" {
+            parsed.copy_up = true;
         } else if !for_others(option) {
             if !parsed.data.is_empty() {
                 parsed.data.push(',');

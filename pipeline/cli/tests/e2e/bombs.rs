@@ -1,0 +1,154 @@
+//! What a process can do to its machine, and what it cannot: the agent lives, and exec and kill are answered.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+
+use crate::oci::probe;
+use crate::world::{World, assert_code, skip_without_machine};
+
+/// A bundle whose root has the probe, and whose process is a shell script.
+fn bundle(world: &World, script: &str) -> PathBuf {
+    let bundle = world.bundle(&["sh", "-c", script], &[]);
+    fs::copy(probe(), bundle.join("rootfs/probe")).unwrap();
+    bundle
+}
+
+fn exec(world: &World, id: &str, args: &[&str]) -> Output {
+    world
+        .with_kernel()
+        .args(["exec", id, "--"])
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn row_62_qemu_a_memory_bomb_ends_in_the_container_and_is_told() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    // A child of PID 1, so that somebody is left to tell; the machine's own log has what the kernel killed.
+    let bundle = bundle(
+        &world,
+        "/probe eat-memory; echo $?; /probe eat-memory; echo $?; exit 5",
+    );
+    let output = world.with_kernel().arg("run").arg(bundle).output().unwrap();
+    assert_code(&output, 5);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "137\n137\n");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("too little memory (2 killed"), "{said}");
+}
+
+#[test]
+fn row_62_qemu_a_fork_bomb_leaves_exec_and_kill() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let bundle = bundle(&world, "/probe fork-bomb & wait");
+    let output = world
+        .with_kernel()
+        .args(["--progress", "quiet", "run", "--detach", "--id", "bomb"])
+        .arg(bundle)
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    // Until there is no more to be had: then a new process can't fork either, but it can run.
+    let full = |world: &World| {
+        let script = "read now < /sys/fs/cgroup/pids.current; read most < /sys/fs/cgroup/pids.max; \
+                      [ $now -ge $most ] && echo full";
+        let output = exec(world, "bomb", &["sh", "-c", script]);
+        String::from_utf8(output.stdout).unwrap() == "full\n"
+    };
+    let mut looks = 0;
+    while !full(&world) {
+        looks += 1;
+        assert!(looks < 600, "the bomb is none");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let output = world
+        .with_kernel()
+        .args(["kill", "bomb", "KILL", "--all"])
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let output = world.with_kernel().args(["wait", "bomb"]).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "137");
+    assert_code(
+        &world
+            .with_kernel()
+            .args(["delete", "bomb"])
+            .output()
+            .unwrap(),
+        0,
+    );
+}
+
+#[test]
+fn row_62_qemu_kill_everything_and_the_agent_s_port() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let bundle = bundle(
+        &world,
+        "sleep 1000 & kill -9 -1; /probe connect-agent=52; exit 4",
+    );
+    let output = world.with_kernel().arg("run").arg(bundle).output().unwrap();
+    assert_code(&output, 4);
+    let answers = String::from_utf8(output.stdout).unwrap();
+    // By the loopback, by the machine's own number, by any: refused, or hung up on without a word.
+    assert_eq!(answers.lines().count(), 3, "{answers}");
+    for line in answers.lines() {
+        let refused = !line.contains(" bytes") || line.ends_with(": 0 bytes");
+        assert!(refused, "{answers}");
+    }
+}
+
+#[test]
+fn row_64_qemu_a_stdout_that_nobody_reads_keeps_neither_exec_nor_kill_waiting() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let bundle = bundle(&world, "echo ready; exec /probe flood=1000000000");
+    let mut run = world
+        .with_kernel()
+        .args(["--progress", "quiet", "run", "--id", "flood"])
+        .arg(bundle)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = run.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 6]).unwrap();
+    // Blocked: its task waits in the pipe's write.
+    let mut looks = 0;
+    loop {
+        let script = "while read name value rest; do [ $name = State: ] && echo $value; done < /proc/1/status";
+        let output = exec(&world, "flood", &["sh", "-c", script]);
+        if String::from_utf8(output.stdout).unwrap() == "S\n" {
+            break;
+        }
+        looks += 1;
+        assert!(looks < 600, "it does not block");
+    }
+    let output = world
+        .with_kernel()
+        .args(["kill", "flood", "KILL"])
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(137));
+    // What came is the beginning of what was written, without a gap.
+    let expected = |at: usize| ((at % 65_536) % 251) as u8;
+    assert!(
+        rest.iter()
+            .enumerate()
+            .all(|(at, byte)| *byte == expected(at))
+    );
+}
