@@ -34,6 +34,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("runc", "runc"),
 ];
 
+/// A module that the distribution's Python must have, and its package: libseccomp's own words, to judge our filters.
+const MODULE: (&str, &str) = ("seccomp", "python3-seccomp");
+
 /// The package that always names the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -51,11 +54,16 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn packages() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS
+    let mut missing: Vec<&str> = PROGRAMS
         .iter()
         .filter(|(program, _)| find(program).is_none())
         .map(|&(_, package)| package)
         .collect();
+    let (module, package) = MODULE;
+    let import = format!("import {module}");
+    if output(&mut command("/usr/bin/python3", &["-c", &import])).is_err() {
+        missing.push(package);
+    }
     if missing.is_empty() {
         return Ok(());
     }
