@@ -250,7 +250,6 @@ impl World {
         groups
     }
 
-    /// The processes of a program that have to do with this world and have not ended.
     /// Whether the root of this process (`/proc/PID`) is in this world.
     pub(crate) fn is_jailed(&self, process: &Path) -> bool {
         let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
@@ -260,7 +259,7 @@ impl World {
         root.is_some_and(|line| line.contains(&self.dir.path().display().to_string()))
     }
 
-    /// The processes of this world that run this program.
+    /// The processes of a program that have to do with this world and have not ended.
     pub(crate) fn process_ids(&self, program: &str) -> Vec<u32> {
         let mark = self.dir.path().display().to_string();
         let mut ids = Vec::new();

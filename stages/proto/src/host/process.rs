@@ -68,6 +68,7 @@ impl RunningProcess {
             let id = state.new_process()?;
             let process = ProcessState {
                 phase: Phase::Starting,
+                exited: None,
                 stop: Some(Arc::clone(&stop)),
                 outputs: 2,
                 lost: None,
@@ -169,6 +170,7 @@ impl RunningProcess {
         let answer = self.shared.wait(deadline, TICK, |state| {
             let Some(ProcessState {
                 phase: Phase::Exited(status),
+                exited,
                 outputs,
                 lost,
                 ..
@@ -179,7 +181,7 @@ impl RunningProcess {
             match lost {
                 Some(error) => Some(Err(error.clone())),
                 None if *outputs == 0 => Some(Ok(*status)),
-                None if self.output_never_ends() => {
+                None if exited.is_some_and(|exited| self.output_never_ends(exited)) => {
                     let error = ProtoError::broken(
                         "the process has ended, and its output neither comes nor ends",
                     );
@@ -207,10 +209,24 @@ impl RunningProcess {
         lock(&self.errors).clone()
     }
 
-    fn output_never_ends(&self) -> bool {
-        let mut since = self.outputs.iter().filter_map(|i| i.starved_since());
-        since.any(|since| since.elapsed() > DRAIN)
+    fn output_never_ends(&self, exited: Instant) -> bool {
+        let idle = self.outputs.iter().map(|inlet| inlet.idle_since());
+        never_ends(exited, idle, Instant::now())
     }
+}
+
+/// Whether the output of a process that has exited comes no more: nothing of any stream has moved for [`DRAIN`] since, and
+/// nothing waits on this side.
+///
+/// Streams are not judged one by one. An exit overtakes data; so a stream that was silent while the process ran is still
+/// open then, and its end comes behind the data of the others.
+fn never_ends(
+    exited: Instant,
+    mut idle: impl Iterator<Item = Option<Instant>>,
+    now: Instant,
+) -> bool {
+    let last = idle.try_fold(exited, |last, since| Some(last.max(since?)));
+    last.is_some_and(|last| now.saturating_duration_since(last) > DRAIN)
 }
 
 impl Threads {
@@ -262,5 +278,29 @@ impl Threads {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds before now: the exit, and since when each stream is idle.
+    fn judged(exited: u64, idle: &[Option<u64>]) -> bool {
+        let now = Instant::now() + Duration::from_secs(1000);
+        let ago = |seconds| now - Duration::from_secs(seconds);
+        never_ends(ago(exited), idle.iter().map(|since| since.map(ago)), now)
+    }
+
+    #[test]
+    fn output_that_is_open_after_an_exit_has_time_to_come() {
+        // Silent all along, while the process ran for long.
+        assert!(!judged(0, &[Some(1), Some(100)]));
+        assert!(!judged(9, &[Some(100), Some(100)]));
+        assert!(judged(11, &[Some(100), Some(100)]));
+        // One still comes, and the other's end is behind it.
+        assert!(!judged(100, &[Some(1), Some(100)]));
+        // One waits for a slow reader here.
+        assert!(!judged(100, &[None, Some(100)]));
     }
 }

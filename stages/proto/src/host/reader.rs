@@ -103,6 +103,7 @@ fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
             *phase(state, process, "an exit", |p| matches!(p, Phase::Running))? =
                 Phase::Exited(status);
             if let Some(process) = state.processes.get_mut(&process) {
+                process.exited = Some(Instant::now());
                 process.stop_input();
             }
             Ok(())

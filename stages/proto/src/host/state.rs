@@ -51,6 +51,8 @@ pub(super) enum Configure {
 
 pub(super) struct ProcessState {
     pub(super) phase: Phase,
+    /// When its exit was told.
+    pub(super) exited: Option<Instant>,
     /// Ends the thread that reads the process's input; gone when the process is.
     pub(super) stop: Option<Arc<Stop>>,
     /// Output threads that have not ended.

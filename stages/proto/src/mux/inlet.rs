@@ -107,13 +107,11 @@ impl Inlet {
         }
     }
 
-    /// Since when the stream has been open with all its bytes read: `None` while bytes wait here
-    /// or after its end.
+    /// Since when nothing has come or been taken: `None` while bytes wait here.
     #[must_use]
-    pub fn starved_since(&self) -> Option<Instant> {
+    pub fn idle_since(&self) -> Option<Instant> {
         let state = lock(&self.state);
-        let starved = state.waiting.is_empty() && !state.eof;
-        starved.then_some(state.moved)
+        state.waiting.is_empty().then_some(state.moved)
     }
 
     pub(super) fn push(&self, bytes: &[u8]) -> Result<(), ProtoError> {
