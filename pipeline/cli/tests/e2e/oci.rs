@@ -288,9 +288,13 @@ fn compare(name: &str, change: &dyn Fn(&mut Value)) {
     if skip_without_machine() || skip(not_root()) || skip(no_runc()) {
         return;
     }
-    let (runc, ours) = (under_runc(change), under_fcpipe(change));
+    expect_same(name, &under_runc(change), &under_fcpipe(change));
+}
+
+#[track_caller]
+fn expect_same(name: &str, runc: &Value, ours: &Value) {
     let mut found = Vec::new();
-    differ("", &runc, &ours, &mut found);
+    differ("", runc, ours, &mut found);
     found.retain(|line| {
         let field = line.split(": ").next().unwrap();
         !ALLOWED.iter().any(|(allowed, _)| *allowed == field)
@@ -375,4 +379,144 @@ fn qemu_root_no_capabilities_devices_parameters_and_other_mounts_are_the_same() 
             "options": ["tmpcopyup", "nosuid"]}),
         );
     });
+}
+
+/// What a command says on a terminal of 33 lines of 101 characters.
+fn on_terminal(command: &Command) -> Value {
+    let mut line = "stty rows 33 cols 101 && exec".to_owned();
+    for word in std::iter::once(command.get_program()).chain(command.get_args()) {
+        line.push_str(&format!(" '{}'", word.to_str().unwrap()));
+    }
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]);
+    for (name, value) in command.get_envs() {
+        script.env(name, value.unwrap());
+    }
+    // Nobody types, and the terminal stays.
+    let mut child = script
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdin = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    assert_code(&output, 0);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let json = said.find('{').map(|at| &said[at..]).unwrap_or(&said);
+    serde_json::from_str(json.trim()).unwrap_or_else(|e| panic!("{e}: {said}"))
+}
+
+#[test]
+fn qemu_root_a_terminal_is_the_same() {
+    if skip_without_machine() || skip(not_root()) || skip(no_runc()) {
+        return;
+    }
+    let change = |config: &mut Value| config["process"]["terminal"] = json!(true);
+    let world = World::new();
+    let mut runc = Command::new("runc");
+    runc.arg("--root")
+        .arg(world.path("runc"))
+        .args(["run", "--bundle"]);
+    runc.arg(bundle(&world, &change))
+        .arg(format!("fcpipe-test-tty-{}", std::process::id()));
+    let runc = on_terminal(&runc);
+    let world = World::new();
+    let bundle = bundle(&world, &change);
+    let mut ours = world.with_kernel();
+    ours.args(["--progress", "quiet", "run", "-i", "-t"])
+        .arg(bundle);
+    expect_same("a terminal", &runc, &on_terminal(&ours));
+}
+
+/// Runs a script whose config `change` has changed.
+fn scripted(world: &World, script: &str, change: impl FnOnce(&mut Value)) -> std::process::Output {
+    let bundle = world.bundle(&["sh", "-c", script], &[]);
+    let file = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(file, config.to_string()).unwrap();
+    world
+        .with_kernel()
+        .args(["run", "--id", "hooked"])
+        .arg(bundle)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn qemu_hooks_of_the_guest_run_in_the_container_and_read_its_state() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let hook = |file: &str| {
+        let write = format!("read state; echo $state $NAME >> {file}");
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", write], "env": ["NAME=named"], "timeout": 60}])
+    };
+    // A root that cannot be written is one only when the first hook has been.
+    let output = scripted(&world, "cat /created /scratch/started", |config| {
+        config["hooks"] = json!({"createContainer": hook("/created"), "startContainer": hook("/scratch/started")});
+        config["annotations"] = json!({"a": "b"});
+        config["root"]["readonly"] = json!(true);
+        config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"}));
+    });
+    assert_code(&output, 0);
+    let said = String::from_utf8(output.stdout).unwrap();
+    for (line, status) in said.lines().zip(["creating", "created"]) {
+        let state: Value = serde_json::from_str(line.strip_suffix(" named").unwrap()).unwrap();
+        assert_eq!(state["status"], status);
+        assert_eq!((&state["id"], &state["pid"]), (&json!("hooked"), &json!(1)));
+        assert_eq!(state["annotations"]["a"], "b");
+        assert_eq!(state["bundle"], json!(world.path("bundle")));
+    }
+    assert_eq!(said.lines().count(), 2);
+
+    for (program, script, words) in [
+        ("/bin/sh", "echo because >&2; exit 3", "because"),
+        ("/bin/sh", "sleep 100", "timeout"),
+        ("/not/there", "", "/not/there"),
+    ] {
+        let world = World::new();
+        let output = scripted(&world, "echo never", |config| {
+            config["hooks"] = json!({"startContainer": [{"path": program, "args": ["sh", "-c", script],
+                "env": ["PATH=/bin"], "timeout": 1}]});
+        });
+        assert_code(&output, 125);
+        assert!(output.stdout.is_empty());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn row_54_qemu_limits_of_the_cgroup_are_inside_what_the_agent_keeps() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let script = "cd /sys/fs/cgroup; cat pids.max memory.high memory.max; busybox date +%s";
+    let output = scripted(&world, script, |config| {
+        config["linux"] = json!({"resources": {
+            "pids": {"limit": 33},
+            "unified": {"memory.high": "50003968", "memory.max": "999999999999"},
+        }});
+        config["mounts"].as_array_mut().unwrap().push(
+            json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]}),
+        );
+    });
+    assert_code(&output, 0);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let numbers: Vec<u64> = said.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(numbers[..2], [33, 50_003_968]);
+    // 512 MiB of machine.
+    assert!((256 << 20..512 << 20).contains(&numbers[2]), "{said}");
+    // And the clock is the host's, as far as a slow boot lets it be seen.
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    assert!(now.as_secs().abs_diff(numbers[3]) < 300, "{said}");
 }
