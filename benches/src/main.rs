@@ -10,6 +10,7 @@
 //!     bench-ext4 floor-blocks SRC OUT
 //!     bench-ext4 walk SRC
 //!
+//! `bench-ext4 launch FCPIPE …` measures what a launch costs beside its machine (see [`launch`]),
 //! `bench-ext4 cache FCPIPE …` measures launches of which something was built before (see [`cache`]),
 //! `bench-ext4 delta FCPIPE …` those of which something has changed (see [`delta`]).
 //!
@@ -25,6 +26,7 @@ mod delta;
 mod drivers;
 mod floor;
 mod harness;
+mod launch;
 mod mounts;
 mod run;
 mod trees;
@@ -71,6 +73,7 @@ fn run(args: &[String]) -> Result<()> {
             println!("{} names", walk::stat(Path::new(src))?);
             Ok(())
         }
+        ["launch", ..] => launch::bench(&args[1..]),
         ["cache", ..] => cache::bench(&args[1..]),
         ["delta", ..] => delta::bench(&args[1..]),
         _ => harness::run(&harness::Asked::from(args)?),

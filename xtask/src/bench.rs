@@ -9,12 +9,21 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
         "ext4" => &[],
         "cache" => &["cache"],
         "delta" => &["delta"],
-        _ => return Err(format!("no such area: {area} (ext4, cache, delta)")),
+        "launch" => &["launch"],
+        _ => return Err(format!("no such area: {area} (ext4, cache, delta, launch)")),
     };
     setup::run()?;
     check(&mut command(
         "cargo",
-        &["build", "--release", "--quiet", "--package", "fcpipe"],
+        &[
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            "fcpipe",
+            "--package",
+            "fcpipe-fake-firecracker",
+        ],
     ))?;
     let fcpipe = target().join("release/fcpipe");
     if area != "ext4" {

@@ -6,8 +6,8 @@ use crate::shell::{check, command, find, output, root};
 
 pub(crate) fn run(target: &str, seconds: u32) -> Result<()> {
     let dir = match target {
-        "ext4" => root().join("stages/ext4"),
-        _ => return Err(format!("no such target: {target} (ext4)")),
+        "ext4" | "proto" => root().join("stages").join(target),
+        _ => return Err(format!("no such target: {target} (ext4, proto)")),
     };
     if find("cargo-fuzz").is_none() {
         return Err("fuzzing needs cargo-fuzz: cargo install --locked cargo-fuzz".to_owned());

@@ -46,14 +46,14 @@ enum Task {
         #[arg(long)]
         rows: bool,
     },
-    /// Measure against peers: `ext4`, `cache`, `delta`.
+    /// Measure against peers: `ext4`, `cache`, `delta`, `launch`.
     Bench {
         area: String,
         /// Passed on to the measuring program.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Run an area's random tests in full numbers: `ext4`, `run`, `cache`, `delta`.
+    /// Run an area's random tests in full numbers: `ext4`, `run`, `cache`, `life`, `delta`.
     Soak { area: String },
     /// Run the end-to-end tests with a real Firecracker, in an emulated machine that has KVM.
     Lab {

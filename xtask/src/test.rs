@@ -99,6 +99,15 @@ pub(crate) fn soak(area: &str) -> Result<()> {
     setup::run()?;
     match area {
         "ext4" => release_tests("fcpipe-ext4", "main", "", &[("FCPIPE_SOAK_TREES", "500")]),
+        "life" => {
+            let counts = [
+                ("FCPIPE_SOAK_RUNS", "100"),
+                ("FCPIPE_SOAK_BYTES", "1073741824"),
+                ("FCPIPE_SOAK_EXECS", "100"),
+            ];
+            release_tests("fcpipe", "e2e", "cleanup::row_33_50", &counts)?;
+            release_tests("fcpipe", "e2e", "streams::", &counts)
+        }
         "run" => release_tests("fcpipe", "e2e", "", &[("FCPIPE_SOAK_RUNS", "20")]),
         "cache" => {
             release_tests("fcpipe-tree", "main", "edits", &[("FCPIPE_SOAK", "1")])?;
@@ -122,7 +131,9 @@ pub(crate) fn soak(area: &str) -> Result<()> {
                 &[("FCPIPE_SOAK_KILLS", "200")],
             )
         }
-        _ => Err(format!("no such area: {area} (ext4, run, cache, delta)")),
+        _ => Err(format!(
+            "no such area: {area} (ext4, run, cache, delta, life)"
+        )),
     }
 }
 

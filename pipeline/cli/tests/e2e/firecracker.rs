@@ -128,6 +128,43 @@ fn row_45_an_agent_that_never_calls_is_an_error_with_the_console() {
 }
 
 #[test]
+fn row_47_an_agent_that_lies_is_hung_up_on_and_its_launch_fails() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    for (lie, said) in [
+        ("length", "4294967295 bytes"),
+        ("stream", "process 77"),
+        ("exit", "process 77"),
+        ("credit", "broke the protocol"),
+        ("json", "a control message that is none"),
+        ("twice", "a start of process 1"),
+        ("silent", "neither comes nor ends"),
+    ] {
+        let control = format!("guest lie-{lie}");
+        fcpipe_fake_firecracker::install(world.dir.path(), &control).unwrap();
+        // Slowly read, so that credit is scarce.
+        let mut child = run(&world, &["true"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(125), "{lie}: {stderr}");
+        assert!(stderr.contains(said), "{lie}: {stderr}");
+        let left = Leftovers::of(&world);
+        assert_eq!(left, Leftovers::default(), "{lie}");
+    }
+}
+
+#[test]
 fn row_43_doctor_and_plan_say_which_machine_and_why() {
     if skip_without_kernel() {
         return;

@@ -20,5 +20,6 @@ mod oci;
 mod process;
 mod report;
 mod spec;
+mod streams;
 mod terminal;
 mod world;

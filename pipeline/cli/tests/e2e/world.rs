@@ -340,6 +340,7 @@ const APPLETS: &[&str] = &[
     "echo",
     "test",
     "stty",
+    "yes",
 ];
 
 /// What a launch may leave in a world: processes, mounts, files in the state directory, unfinished objects.
