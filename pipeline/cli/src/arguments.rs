@@ -53,6 +53,18 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Settings: fcpipe's own, or those of a worker, under `runtime`.
+    #[arg(
+        long,
+        global = true,
+        env = "FCPIPE_CONFIG",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    pub(crate) config: Option<PathBuf>,
+    /// What the file of `--config` says.
+    #[arg(skip)]
+    pub(crate) settings: fcpipe_spec::Config,
     /// What results on stdout look like.
     #[arg(
         long,

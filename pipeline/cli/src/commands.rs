@@ -38,10 +38,12 @@ use crate::render::harmless;
 /// What a command gives back: its exit code, or why there is none.
 pub(crate) type Outcome = Result<u8, Complaint>;
 
-fn load(spec: &Spec) -> Result<LaunchSpec, Complaint> {
+fn load(global: &Global, spec: &Spec) -> Result<LaunchSpec, Complaint> {
     let options = LoadOptions {
         overrides: spec.set.clone(),
         strict: spec.strict,
+        vcpus: global.settings.vcpus,
+        memory: global.settings.memory,
         ..LoadOptions::default()
     };
     let spec = fcpipe_spec::load(&spec.path, &options)?;
@@ -49,6 +51,52 @@ fn load(spec: &Spec) -> Result<LaunchSpec, Complaint> {
         let _ = writeln!(std::io::stderr().lock(), "warning: {}", harmless(warning));
     }
     Ok(spec)
+}
+
+/// Reads the file of `--config`. What the command line and the environment say counts more.
+pub(crate) fn configure(global: &mut Global) -> Result<(), Complaint> {
+    let Some(path) = &global.config else {
+        return Ok(());
+    };
+    let settings = fcpipe_spec::load_config(path)?;
+    for ignored in &settings.ignored {
+        complaint::warn(ignored);
+    }
+    for (option, said) in [
+        (&mut global.cache_dir, &settings.cache_dir),
+        (&mut global.data_dir, &settings.data_dir),
+        (&mut global.state_dir, &settings.state_dir),
+    ] {
+        if option.is_none() {
+            option.clone_from(said);
+        }
+    }
+    global.settings = settings;
+    Ok(())
+}
+
+/// Where monitors are looked for.
+fn monitors(global: &Global, directories: &Directories) -> fcpipe_vmm::Host {
+    let mut host = fcpipe_vmm::Host::from_env(Some(&directories.data));
+    let settings = &global.settings;
+    host.firecracker = host.firecracker.or_else(|| settings.firecracker.clone());
+    host.jailer = host.jailer.or_else(|| settings.jailer.clone());
+    host
+}
+
+/// The kernel that is asked for, or the configuration's, which is imported where it is not yet. `None`: the store's default.
+fn kernel(
+    global: &Global,
+    directories: &Directories,
+    asked: Option<&String>,
+) -> Result<Option<String>, Complaint> {
+    let (None, Some(image)) = (asked, &global.settings.kernel_image) else {
+        return Ok(asked.cloned());
+    };
+    make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
+    let store = fcpipe_kernel::KernelStore::open(&directories.data).map_err(Complaint::new)?;
+    let kernel = store.import(image, None).map_err(Complaint::new)?;
+    Ok(Some(kernel.id))
 }
 
 /// Opens the store and, first of all, takes away what dead launches left.

@@ -36,15 +36,18 @@ fn main() -> ExitCode {
         fcpipe_vmm::shim_main();
         return ExitCode::SUCCESS;
     }
-    let arguments = match Arguments::read(std::env::args_os()) {
+    let mut arguments = match Arguments::read(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(code) => return ExitCode::from(code),
     };
-    let global = &arguments.global;
     let convention = match &arguments.command {
         Command::Run(_) | Command::Exec(_) => Convention::Run,
         _ => Convention::Plain,
     };
+    if let Err(complaint) = commands::configure(&mut arguments.global) {
+        return ExitCode::from(complaint.show(convention));
+    }
+    let global = &arguments.global;
     let result = match &arguments.command {
         Command::Run(run) => commands::run::run(global, run),
         Command::Create(create) => commands::create::run(global, create),

@@ -31,6 +31,7 @@
 //! [field path](SpecError::field) it came from.
 
 mod addresses;
+mod config;
 mod confine;
 mod draft;
 mod error;
@@ -50,6 +51,7 @@ mod values;
 
 use std::path::Path;
 
+pub use config::{Config, load_config};
 pub use confine::{
     Capabilities, ConsoleSize, Device, DeviceKind, Hook, Hooks, Linux, Personality, Propagation,
     Rlimit, Seccomp, SeccompAction, SeccompArch, SeccompArg, SeccompFlag, SeccompOp, SeccompRule,
@@ -77,6 +79,10 @@ pub struct LoadOptions {
     pub overrides: Vec<String>,
     /// What would be a warning is [`SpecError::Strict`].
     pub strict: bool,
+    /// What a spec has that says nothing about CPUs, or about memory.
+    pub vcpus: Option<u32>,
+    /// Bytes.
+    pub memory: Option<u64>,
     /// What CPUs and memory are held against; `None` asks this host.
     pub host: Option<Host>,
 }
@@ -114,6 +120,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LaunchSpec, SpecError>
         draft.launch_file(&doc, &base, file)?;
     }
     let host = options.host.unwrap_or_else(Host::probe);
+    draft.machine.usual = (options.vcpus, options.memory);
     draft.finish(
         opened.file.clone(),
         &opened.doc,

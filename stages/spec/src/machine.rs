@@ -35,13 +35,21 @@ pub(crate) struct Wanted {
     pub(crate) smt: Option<bool>,
     pub(crate) huge_pages: Option<HugePages>,
     pub(crate) balloon: Option<Said<Balloon>>,
+    /// CPUs and bytes of memory where nothing is said of them.
+    pub(crate) usual: (Option<u32>, Option<u64>),
 }
 
 type Warnings = Vec<(Place, String)>;
 
 impl Wanted {
     pub(crate) fn resolve(self, host: Host, warnings: &mut Warnings) -> Result<Machine, SpecError> {
-        let default = Machine::default();
+        let mut default = Machine::default();
+        if let Some(vcpus) = self.usual.0 {
+            default.vcpus = vcpus.clamp(1, host.cpus.clamp(1, MAX_VCPUS));
+        }
+        if let Some(memory) = self.usual.1 {
+            default.memory = memory.max(MIN_MEMORY).next_multiple_of(2 * MIB);
+        }
         let cpu_quota = cpu_quota(self.quota.as_ref(), self.period.as_ref(), warnings);
         let vcpus = match (self.vcpus, self.quota, cpu_quota) {
             (Some(said), _, _) => clamp_vcpus(said.value, said.place, host, warnings),

@@ -16,7 +16,7 @@ pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
     let cancel = CancelToken::new().map_err(Complaint::new)?;
     // Before any other thread: they inherit which signals are blocked.
     let ended = signals::cancel(cancel.clone()).map_err(Complaint::new)?;
-    let spec = load(&arguments.spec)?;
+    let spec = load(global, &arguments.spec)?;
     let id = LaunchId::random().map_err(Complaint::new)?;
     let output = std::path::absolute(&arguments.output)
         .map_err(|e| Complaint::about(&arguments.output, e))?;

@@ -1,7 +1,7 @@
 //! `fcpipe doctor`: what this host can do, what is missing, and how to get it.
 
 use fcpipe_kernel::KernelStore;
-use fcpipe_vmm::{Finding, Host, State};
+use fcpipe_vmm::{Finding, State};
 use serde_json::json;
 
 use super::{Outcome, clean_up, note, print};
@@ -14,7 +14,7 @@ use crate::render::harmless;
 pub(crate) fn run(global: &Global) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     clean_up(&directories, &mut note)?;
-    let mut findings = Host::from_env(Some(&directories.data)).probe().findings();
+    let mut findings = super::monitors(global, &directories).probe().findings();
     findings.push(kernel(&directories));
     let text: String = findings
         .iter()

@@ -47,7 +47,7 @@ pub(crate) enum Came {
 
 /// Starts a launch and waits until it is as far as its bond says.
 pub(crate) fn start(global: &Global, wanted: Wanted<'_>) -> Result<Came, Complaint> {
-    let spec = super::load(wanted.spec)?;
+    let spec = super::load(global, wanted.spec)?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let bond = wanted.bond;
     let mut order = order(global, &wanted, spec, directories)?;
@@ -115,7 +115,7 @@ fn order(
     spec: LaunchSpec,
     directories: Directories,
 ) -> Result<Order, Complaint> {
-    let vmms = fcpipe_vmm::Host::from_env(Some(&directories.data));
+    let vmms = super::monitors(global, &directories);
     let launching = wanted.launching;
     let chosen = fcpipe_vmm::choose(&vmms, launching.vmm.into()).map_err(Complaint::of_vmm)?;
     let building = wanted.building.clone();
@@ -125,7 +125,7 @@ fn order(
         id: wanted.id.clone(),
         bundle: bundle(&spec),
         data: directories.data.clone(),
-        kernel: launching.kernel.clone(),
+        kernel: super::kernel(&global, &directories, launching.kernel.as_ref())?,
         builder: builder(wanted.building.builder),
         strict: wanted.spec.strict,
         vmm: chosen.vmm,

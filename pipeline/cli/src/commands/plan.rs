@@ -78,9 +78,9 @@ pub(crate) fn explain(global: &Global, arguments: &Explain) -> Outcome {
 
 /// The plan of a run of this spec, and why it would have the machine that it would have.
 fn look(global: &Global, planning: &Planning) -> Result<(Planned, Vec<String>), Complaint> {
-    let spec = load(&planning.spec)?;
+    let spec = load(global, &planning.spec)?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
-    let vmms = fcpipe_vmm::Host::from_env(Some(&directories.data));
+    let vmms = super::monitors(global, &directories);
     let chosen = fcpipe_vmm::choose(&vmms, planning.vmm.into()).map_err(Complaint::of_vmm)?;
     let cancel = CancelToken::new().map_err(Complaint::new)?;
     let host = host(
@@ -96,7 +96,7 @@ fn look(global: &Global, planning: &Planning) -> Result<(Planned, Vec<String>), 
         builder: builder(planning.building.builder),
         strict: planning.spec.strict,
         kernels: KernelStore::open(&directories.data).map_err(Complaint::new)?,
-        kernel: planning.kernel.clone(),
+        kernel: super::kernel(global, &directories, planning.kernel.as_ref())?,
         vmm: chosen.vmm.into(),
         shim: None,
         boot_timeout: Duration::ZERO,

@@ -17,7 +17,7 @@ pub(crate) fn run(global: &Global, arguments: &Report) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let history = History::of(&directories.data);
     if let Some(spec) = &arguments.of {
-        let spec = load(&crate::arguments::Spec::plain(spec.clone()))?;
+        let spec = load(global, &crate::arguments::Spec::plain(spec.clone()))?;
         let launches = history.of_spec(&spec.file).map_err(Complaint::new)?;
         print(&list(&launches, global.format)?)?;
         return Ok(0);

@@ -6,7 +6,7 @@ use super::{Outcome, load, print};
 use crate::arguments::{Format, Global, Validate};
 
 pub(crate) fn run(global: &Global, arguments: &Validate) -> Outcome {
-    let spec = load(&arguments.spec)?;
+    let spec = load(global, &arguments.spec)?;
     let memory = indicatif::BinaryBytes(spec.machine.memory).to_string();
     let text = match global.format {
         Format::Json => format!(

@@ -280,3 +280,43 @@ fn objects(world: &World) -> Vec<PathBuf> {
     assert!(!files.is_empty());
     files
 }
+
+#[test]
+fn a_worker_s_configuration_names_the_monitor_and_the_state_directory() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let config = world.path("worker.yaml");
+    let root = world.path("microvm");
+    let text = format!(
+        "pool: x\nruntime:\n  type: firecracker\n  firecracker_bin: {}\n  microvm_root: {}\n  initrd: /boot/initrd\n  default_cpus: 1\n  default_mem_mib: 256\n",
+        world.path("firecracker").display(),
+        root.display()
+    );
+    fs::write(&config, text).unwrap();
+    let bundle = world.bundle(&["echo", "configured"], &[]);
+    let run = |file: &std::path::Path| {
+        let mut command = world.with_kernel();
+        command
+            .env_remove("FCPIPE_STATE_DIR")
+            .env("FCPIPE_KVM", "on")
+            .arg("--config")
+            .arg(file)
+            .args(["run", "--vmm", "firecracker"])
+            .arg(&bundle);
+        command.output().unwrap()
+    };
+    let output = run(&config);
+    assert_code(&output, 0);
+    assert_eq!(output.stdout, b"configured\n");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("runtime.initrd"), "{said}");
+    assert!(root.join(".lock").exists());
+    // fcpipe's own form refuses what it does not know.
+    fs::write(&config, "stat_dir: /s\n").unwrap();
+    let output = run(&config);
+    assert_code(&output, 125);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("stat_dir"), "{said}");
+}

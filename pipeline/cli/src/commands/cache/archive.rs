@@ -116,11 +116,14 @@ fn outputs(
     directories: &Directories,
     cancel: &CancelToken,
 ) -> Result<(std::sync::Arc<Store>, Vec<Key>), Complaint> {
-    let spec = load(&Spec {
-        path: arguments.what.clone(),
-        set: arguments.set.clone(),
-        strict: arguments.strict,
-    })?;
+    let spec = load(
+        global,
+        &Spec {
+            path: arguments.what.clone(),
+            set: arguments.set.clone(),
+            strict: arguments.strict,
+        },
+    )?;
     let building = Building {
         builder: arguments.builder,
         cache: Cache::Auto,
