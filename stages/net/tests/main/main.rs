@@ -9,5 +9,6 @@
 
 mod attaching;
 mod own;
+mod spoofing;
 mod strangers;
 mod world;
