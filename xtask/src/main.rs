@@ -53,7 +53,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Run an area's random tests in full numbers: `ext4`, `run`, `cache`, `life`, `delta`.
+    /// Run an area's random tests in full numbers: `ext4`, `run`, `cache`, `life`, `delta`, `net`.
     Soak { area: String },
     /// Run the end-to-end tests with a real Firecracker, in an emulated machine that has KVM.
     Lab {

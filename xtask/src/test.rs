@@ -131,8 +131,17 @@ pub(crate) fn soak(area: &str) -> Result<()> {
                 &[("FCPIPE_SOAK_KILLS", "200")],
             )
         }
+        "net" => {
+            let frames = [("FCPIPE_SOAK_FRAMES", "2000000")];
+            release_tests("fcpipe-net", "main", "", &frames)?;
+            let counts = [
+                ("FCPIPE_SOAK_NET_KILLS", "50"),
+                ("FCPIPE_SOAK_TRANSFER", "1000"),
+            ];
+            release_tests("fcpipe", "e2e", "network::", &counts)
+        }
         _ => Err(format!(
-            "no such area: {area} (ext4, run, cache, delta, life)"
+            "no such area: {area} (ext4, run, cache, delta, life, net)\"
         )),
     }
 }

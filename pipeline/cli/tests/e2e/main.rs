@@ -16,6 +16,7 @@ mod disks;
 mod firecracker;
 mod fuse;
 mod life;
+mod network;
 mod oci;
 mod process;
 mod report;

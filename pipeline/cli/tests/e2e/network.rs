@@ -1,0 +1,7 @@
+//! The network: a machine where a container would have stood, in a platform's world of its own.
+
+mod faults;
+mod kills;
+mod place;
+mod platform;
+mod resolver;
