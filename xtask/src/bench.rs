@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::shell::{check, command, target};
-use crate::{demo, setup};
+use crate::{demo, net_bench, setup};
 
 pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
     let words: &[&str] = match area {
@@ -10,7 +10,12 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
         "cache" => &["cache"],
         "delta" => &["delta"],
         "launch" => &["launch"],
-        _ => return Err(format!("no such area: {area} (ext4, cache, delta, launch)")),
+        "net" => &[],
+        _ => {
+            return Err(format!(
+                "no such area: {area} (ext4, cache, delta, launch, net)"
+            ));
+        }
     };
     setup::run()?;
     check(&mut command(
@@ -26,11 +31,13 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
         ],
     ))?;
     let fcpipe = target().join("release/fcpipe");
-    if area != "ext4" {
-        let fcpipe = fcpipe
-            .to_str()
-            .ok_or("the target directory's name is not UTF-8")?;
-        demo::import_kernel(fcpipe)?;
+    let path = fcpipe
+        .to_str()
+        .ok_or("the target directory's name is not UTF-8")?;
+    match area {
+        "ext4" => {}
+        "net" => return net_bench::run(path),
+        _ => demo::import_kernel(path)?,
     }
     check(
         command(

@@ -15,6 +15,7 @@ mod bench;
 mod demo;
 mod fuzz;
 mod lab;
+mod net_bench;
 mod rows;
 mod setup;
 mod shell;
@@ -46,7 +47,7 @@ enum Task {
         #[arg(long)]
         rows: bool,
     },
-    /// Measure against peers: `ext4`, `cache`, `delta`, `launch`.
+    /// Measure against peers: `ext4`, `cache`, `delta`, `launch`; `net` against a container.
     Bench {
         area: String,
         /// Passed on to the measuring program.

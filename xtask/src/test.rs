@@ -141,7 +141,7 @@ pub(crate) fn soak(area: &str) -> Result<()> {
             release_tests("fcpipe", "e2e", "network::", &counts)
         }
         _ => Err(format!(
-            "no such area: {area} (ext4, run, cache, delta, life, net)\"
+            "no such area: {area} (ext4, run, cache, delta, life, net)"
         )),
     }
 }

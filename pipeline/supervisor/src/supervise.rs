@@ -5,12 +5,14 @@ use std::io::Write;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
-use fcpipe_engine::{CancelToken, EventSender, Failure, FailureKind, LaunchDir, event_channel};
+use fcpipe_engine::{
+    CancelToken, Event, EventSender, Failure, FailureKind, LaunchDir, event_channel,
+};
 use fcpipe_kernel::KernelStore;
 use fcpipe_launch::{Builder, Guest, Host, Launched, Live, RunRequest, Streams};
 use fcpipe_proto::{ExitStatus, WindowSize};
@@ -103,14 +105,19 @@ impl Owner {
         self.tell(Reply::Note { line });
     }
 
-    /// Passes a launch's events on.
-    fn follow(&self) -> std::io::Result<EventSender> {
+    /// Passes a launch's events on. What it warns of is among the events that are kept, once `life` is there to keep them: a machine's
+    /// network can go long after its caller has.
+    fn follow(&self, life: Arc<OnceLock<Arc<Life>>>) -> std::io::Result<EventSender> {
         let (sender, receiver) = event_channel();
         let owner = self.clone();
         std::thread::Builder::new()
             .name("events".to_owned())
             .spawn(move || {
                 for event in receiver {
+                    if let (Event::Warning { node, message }, Some(life)) = (&event, life.get()) {
+                        let data = serde_json::json!({"node": node, "message": message});
+                        life.event("warning", data);
+                    }
                     owner.tell(Reply::Event { event });
                 }
             })?;
@@ -174,7 +181,10 @@ fn lead(
         Failed::new(FailureKind::Host, format_args!("{what}: {error}"))
     };
     let cancel = CancelToken::new().map_err(|e| host_failed("the launch", &e))?;
-    let events = owner.follow().map_err(|e| host_failed("the launch", &e))?;
+    let keeper = Arc::new(OnceLock::new());
+    let events = owner
+        .follow(Arc::clone(&keeper))
+        .map_err(|e| host_failed("the launch", &e))?;
     let mut note = |line| owner.note(line);
     let host = (order.open_host)(events, cancel.clone(), &mut note)
         .map_err(|why| Failed::new(FailureKind::Host, why))?;
@@ -196,6 +206,8 @@ fn lead(
     record.annotations = order.spec.annotations.clone();
     let told = Events::open(&dir, order.id.as_str()).map_err(|e| host_failed("events", &e))?;
     let life = Arc::new(Life::new(dir.clone(), record, told, own, cancel));
+    // Set here alone.
+    let _ = keeper.set(Arc::clone(&life));
     signals::follow(set, Arc::clone(&life)).map_err(|e| host_failed("signals", &e))?;
     server::listen(&dir, Arc::clone(&life)).map_err(|e| host_failed("the control socket", &e))?;
     listen_to_owner(channel, Arc::clone(&life), order.bond, order.terminal)
@@ -456,7 +468,6 @@ fn listen_to_owner(
 
 #[cfg(test)]
 mod tests {
-    use fcpipe_engine::Event;
 
     use super::*;
 

@@ -1,5 +1,6 @@
 //! The network: a machine where a container would have stood, in a platform's world of its own.
 
+mod alone;
 mod faults;
 mod kills;
 mod place;

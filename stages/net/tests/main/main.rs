@@ -8,6 +8,7 @@
 )]
 
 mod attaching;
+mod machine;
 mod own;
 mod spoofing;
 mod strangers;

@@ -1,124 +1,15 @@
 //! Row 63 at the TAP: this test is the machine, and whatever it likes goes in. What comes out at the host's end of the veth pair
 //! is judged by a parser that knows nothing of the programs in the kernel.
-#![allow(
-    unsafe_code,
-    reason = "a TAP and a packet socket of the test's own, which the standard library has no face for"
-)]
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 use dhcproto::{Decodable as _, Encodable as _};
-use fcpipe_net::{Attachment, Namespace, Service, make, undo};
+use fcpipe_net::{Attachment, Service, make, undo};
 
+use crate::machine::{Ear, Machine};
 use crate::world::{World, planned, skip};
-
-/// `struct virtio_net_hdr`, which goes before every frame.
-const VNET: usize = 10;
-
-/// The TAP as a VMM has it.
-struct Machine(File);
-
-impl Machine {
-    fn open(namespace: &Namespace, tap: &str) -> Machine {
-        let opened = namespace.inside(|| {
-            let file = File::options().read(true).write(true).open("/dev/net/tun");
-            let file = file.unwrap();
-            // SAFETY: integers, valid when zeroed.
-            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-            for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
-                *to = from as libc::c_char;
-            }
-            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-            request.ifr_ifru.ifru_flags = flags as libc::c_short;
-            // SAFETY: TUNSETIFF reads and writes one `ifreq`.
-            let done =
-                unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-            assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-            Ok(file)
-        });
-        let file = opened.unwrap();
-        rustix::io::ioctl_fionbio(&file, true).unwrap();
-        Machine(file)
-    }
-
-    fn send(&mut self, frame: &[u8]) {
-        let mut bytes = vec![0; VNET];
-        bytes.extend_from_slice(frame);
-        // What the kernel refuses at once (too short to be a frame) has reached nobody.
-        let _ = self.0.write(&bytes);
-    }
-
-    fn receive(&mut self) -> Option<Vec<u8>> {
-        let mut buffer = [0; 4096];
-        let read = self.0.read(&mut buffer).ok()?;
-        Some(buffer[VNET..read].to_vec())
-    }
-}
-
-/// Hears everything at an interface.
-struct Ear(OwnedFd);
-
-impl Ear {
-    fn open(namespace: &str, interface: &str) -> Ear {
-        let namespace = Namespace::open(format!("/run/netns/{namespace}").as_ref()).unwrap();
-        let socket = namespace.inside(|| {
-            let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            let every = (libc::ETH_P_ALL as u16).to_be();
-            // SAFETY: no memory is passed; the descriptor is nobody else's.
-            let socket = unsafe {
-                let fd = libc::socket(libc::AF_PACKET, kind, i32::from(every));
-                assert!(fd >= 0);
-                OwnedFd::from_raw_fd(fd)
-            };
-            let name = std::ffi::CString::new(interface).unwrap();
-            // SAFETY: integers; the name is a C string that lives through the call.
-            let address = unsafe {
-                let mut address: libc::sockaddr_ll = std::mem::zeroed();
-                address.sll_family = libc::AF_PACKET as u16;
-                address.sll_protocol = every;
-                address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-                address
-            };
-            let size = size_of::<libc::sockaddr_ll>() as u32;
-            // SAFETY: the address has the size that is said.
-            let bound =
-                unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
-            assert_eq!(bound, 0);
-            Ok(socket)
-        });
-        Ear(socket.unwrap())
-    }
-
-    fn hear(&self) -> Option<Vec<u8>> {
-        let mut buffer = [0; 4096];
-        let flags = rustix::net::RecvFlags::empty();
-        let (read, _) = rustix::net::recv(&self.0, &mut buffer[..], flags).ok()?;
-        Some(buffer[..read].to_vec())
-    }
-
-    /// Frames from the container's side until there has been none for a while.
-    fn all_from(&self, others: [u8; 6]) -> Vec<Vec<u8>> {
-        let mut heard = Vec::new();
-        let mut quiet = Instant::now();
-        while quiet.elapsed() < Duration::from_millis(200) {
-            match self.hear() {
-                // What the bridge itself sends is heard here as well.
-                Some(frame) if frame[6..12] == others => {}
-                Some(frame) => {
-                    heard.push(frame);
-                    quiet = Instant::now();
-                }
-                None => std::thread::sleep(Duration::from_millis(2)),
-            }
-        }
-        heard
-    }
-}
 
 struct Bench {
     world: World,
@@ -319,8 +210,11 @@ fn offence(frame: &[u8], mac: [u8; 6]) -> Option<String> {
     }
 }
 
+/// A frame, and what is wrong with it.
+type Named = (&'static str, Vec<u8>);
+
 /// Good frames, and bad ones by name.
-fn frames(mac: [u8; 6], bridge: [u8; 6]) -> (Vec<Vec<u8>>, Vec<(&'static str, Vec<u8>)>) {
+fn frames(mac: [u8; 6], bridge: [u8; 6]) -> (Vec<Vec<u8>>, Vec<Named>) {
     let everybody = [0xff; 6];
     let other = [0x02, 0x66, 0x66, 0x66, 0x66, 0x66];
     let echo = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
@@ -441,7 +335,7 @@ fn needs_root_row_63_what_a_malicious_guest_sends_reaches_nobody() {
     if skip() {
         return;
     }
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     let (good, bad) = frames(bench.mac, bench.bridge);
     for frame in &good {
         assert_eq!(
@@ -497,7 +391,7 @@ fn needs_root_row_63_random_frames() {
             .wrapping_add(1_442_695_040_888_963_407);
         (seed >> 33) as usize % below
     };
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     let (good, bad) = frames(bench.mac, bench.bridge);
     let seeds: Vec<Vec<u8>> = good
         .into_iter()
@@ -529,18 +423,6 @@ fn needs_root_row_63_random_frames() {
     bench.end();
 }
 
-impl Ear {
-    fn drain(&self, others: [u8; 6]) -> Vec<Vec<u8>> {
-        let mut heard = Vec::new();
-        while let Some(frame) = self.hear() {
-            if frame[6..12] != others {
-                heard.push(frame);
-            }
-        }
-        heard
-    }
-}
-
 fn question(mac: [u8; 6], kind: MessageType, asked: Option<Ipv4Addr>) -> Vec<u8> {
     let mut message = Message::default();
     message
@@ -561,9 +443,9 @@ fn needs_root_dhcp_is_answered_at_the_tap_and_stays_there() {
     if skip() {
         return;
     }
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     while bench.machine.receive().is_some() {}
-    let answer = |bench: &mut Bench| {
+    let answer = |bench: &Bench| {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let frame = bench.machine.receive();
@@ -579,13 +461,13 @@ fn needs_root_dhcp_is_answered_at_the_tap_and_stays_there() {
     bench
         .machine
         .send(&question(bench.mac, MessageType::Discover, None));
-    let offer = answer(&mut bench);
+    let offer = answer(&bench);
     assert_eq!(offer.opts().msg_type(), Some(MessageType::Offer));
     assert_eq!((offer.yiaddr(), offer.xid()), (own, 0x1234_5678));
     bench
         .machine
         .send(&question(bench.mac, MessageType::Request, Some(own)));
-    let ack = answer(&mut bench);
+    let ack = answer(&bench);
     assert_eq!(ack.opts().msg_type(), Some(MessageType::Ack));
     let option = |code| ack.opts().get(code).cloned();
     let router = Ipv4Addr::new(192, 168, 1, 1);
@@ -608,7 +490,7 @@ fn needs_root_dhcp_is_answered_at_the_tap_and_stays_there() {
     bench
         .machine
         .send(&question(bench.mac, MessageType::Request, Some(other)));
-    assert_eq!(answer(&mut bench).opts().msg_type(), Some(MessageType::Nak));
+    assert_eq!(answer(&bench).opts().msg_type(), Some(MessageType::Nak));
     assert_eq!(bench.ear.all_from(bench.bridge), Vec::<Vec<u8>>::new());
 
     // Garbage, lengths that lie, another's MAC: no answer, and the server lives.
@@ -628,9 +510,6 @@ fn needs_root_dhcp_is_answered_at_the_tap_and_stays_there() {
     bench
         .machine
         .send(&question(bench.mac, MessageType::Discover, None));
-    assert_eq!(
-        answer(&mut bench).opts().msg_type(),
-        Some(MessageType::Offer)
-    );
+    assert_eq!(answer(&bench).opts().msg_type(), Some(MessageType::Offer));
     bench.end();
 }

@@ -1,4 +1,5 @@
 //! A platform's namespace as a container would get it, under a name of the test's own.
+#![allow(dead_code, reason = "the measuring example uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

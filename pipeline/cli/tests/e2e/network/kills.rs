@@ -142,8 +142,8 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
         });
         caught += u32::from(platform.container_state(0) != inside);
         clean_up(&world);
-        assert_same(&platform.container_state(0), &inside, &format!("{context}"));
-        assert_same(&platform.host_state(), &host, &format!("{context}"));
+        assert_same(&platform.container_state(0), &inside, &context);
+        assert_same(&platform.host_state(), &host, &context);
     }
     println!("{} kills, {caught} with something to clean up", kills());
     Leftovers::of(&world).assert_none();

@@ -67,6 +67,14 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// Of a test that failed, no machine stays.
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        let delete = ["delete", "--force", &self.id];
+        let _ = self.world.with_kernel().args(delete).output();
+    }
+}
+
 /// MiB that are sent each way.
 fn transfer() -> u32 {
     std::env::var("FCPIPE_SOAK_TRANSFER")
