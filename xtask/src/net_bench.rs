@@ -14,6 +14,8 @@ const AMOUNT: u64 = 256;
 /// The container that stays one, beside the machine.
 const PLAIN: &str = "fcbench-plain";
 const MACHINE: &str = "fcbench-vm";
+/// For ping and for a server on port 80.
+const CAPABILITIES: &[&str] = &["CAP_NET_RAW", "CAP_NET_BIND_SERVICE"];
 const HOST: &str = "fcbench-host";
 
 pub(crate) fn run(fcpipe: &str) -> Result<()> {
@@ -89,32 +91,35 @@ fn with_machine(fcpipe: &str, dir: &Path) -> Result<()> {
         "| from | round trip to the bridge (ms: least/mean/most) | TCP to the bridge (MiB/s) | TCP from the bridge (MiB/s) |"
     );
     println!("|---|---|---|---|");
-    for (who, exec) in [
+    let in_host = |script: &str| -> Result<String> {
+        let arguments = ["netns", "exec", HOST, "sh", "-ec", script];
+        output(&mut command("ip", &arguments))
+    };
+    let served = dir.join("bundle/rootfs/srv").display().to_string();
+    let mut servers = Vec::new();
+    for name in [PLAIN, HOST] {
+        let server = [
+            "netns", "exec", name, "busybox", "httpd", "-f", "-h", &served,
+        ];
+        let server = command("ip", &server).spawn();
+        servers.push(Server(server.map_err(|e| format!("ip: {e}"))?));
+    }
+    in_machine("busybox httpd -h /srv")?;
+    for (who, address, exec) in [
         (
             "container",
+            "192.168.1.6",
             &in_container as &dyn Fn(&str) -> Result<String>,
         ),
-        ("machine", &in_machine),
+        ("machine", "192.168.1.5", &in_machine),
     ] {
         let ping = exec(
             "busybox ping -q -c 100 -i 0.02 192.168.1.1 2>/dev/null || busybox ping -q -c 20 192.168.1.1",
         )?;
         let ping = ping.lines().find_map(|line| line.split(" = ").nth(1));
         let ping = ping.unwrap_or("?").replace(" ms", "");
-        let to = timed(
-            &format!(
-                "busybox dd if=/dev/zero bs=1M count={AMOUNT} 2>/dev/null | busybox nc 192.168.1.1 9000"
-            ),
-            "busybox nc -l -p 9000 > /dev/null",
-            exec,
-        )?;
-        let from = timed(
-            "busybox nc 192.168.1.1 9000 > /dev/null",
-            &format!(
-                "busybox dd if=/dev/zero bs=1M count={AMOUNT} 2>/dev/null | busybox nc -l -p 9000"
-            ),
-            exec,
-        )?;
+        let to = timed(&in_host, address)?;
+        let from = timed(exec, "192.168.1.1")?;
         println!("| {who} | {ping} | {to:.0} | {from:.0} |");
     }
     println!(
@@ -123,19 +128,28 @@ fn with_machine(fcpipe: &str, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// MiB a second while `server` runs on the bridge's side and `client` on the other.
-fn timed(client: &str, server: &str, exec: &dyn Fn(&str) -> Result<String>) -> Result<f64> {
-    let mut listening = command("ip", &["netns", "exec", HOST, "sh", "-c", server])
-        .stdin(std::process::Stdio::null())
-        .spawn()
-        .map_err(|e| format!("ip: {e}"))?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
+/// Ends with the measuring.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// MiB a second that whoever runs `exec` gets from the server at `address`, by HTTP over one connection; all must have come.
+fn timed(exec: &dyn Fn(&str) -> Result<String>, address: &str) -> Result<f64> {
+    let get = format!(
+        "printf 'GET /big HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 60 {address} 80 | busybox wc -c"
+    );
     let begun = Instant::now();
-    let done = exec(client);
+    let got = exec(&get)?;
     let time = begun.elapsed();
-    let _ = listening.kill();
-    let _ = listening.wait();
-    done?;
+    let got: u64 = got.trim().parse().unwrap_or_default();
+    if got < AMOUNT << 20 {
+        return Err(format!("{got} bytes came from {address}, not {AMOUNT} MiB"));
+    }
     Ok(AMOUNT as f64 / time.as_secs_f64())
 }
 
@@ -158,10 +172,16 @@ fn bundle(dir: &Path) -> Result<std::path::PathBuf> {
         }
         let config = serde_json::json!({
             "ociVersion": "1.0.2",
-            "process": {"args": ["sleep", "100000"], "cwd": "/", "env": ["PATH=/bin"]},
+            "process": {
+                "args": ["sleep", "100000"], "cwd": "/", "env": ["PATH=/bin"],
+                "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
+            },
             "root": {"path": "rootfs"},
             "linux": {"namespaces": [{"type": "network", "path": format!("/var/run/netns/{MACHINE}")}]},
         });
+        let srv = bundle.join("rootfs/srv");
+        fs::create_dir_all(&srv)?;
+        fs::File::create(srv.join("big"))?.set_len(AMOUNT << 20)?;
         fs::write(bundle.join("config.json"), config.to_string())
     };
     make().map_err(|e| format!("{}: {e}", bundle.display()))?;
