@@ -108,7 +108,7 @@ pub struct Bind {
     /// source, and no walk is needed once it is known. Never checked.
     pub digest: Option<String>,
     pub trust: Trust,
-    /// Flags the guest gives the mount besides `ro`: `nosuid`, `nodev`, `noexec`, `noatime`, …
+    /// What the guest gives the mount besides `ro`: `nosuid`, `nodev`, `noexec`, `noatime`, `rshared`, …
     pub flags: Vec<String>,
     pub content: Content,
 }

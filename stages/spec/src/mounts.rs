@@ -32,6 +32,17 @@ const FLAGS: &[(&str, &str)] = &[
     ("nodiratime", "diratime"),
 ];
 const ATIME: &[&str] = &["noatime", "relatime", "strictatime"];
+/// What other mount namespaces of the guest see of it; of several all are applied, in their order.
+const PROPAGATION: &[&str] = &[
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "private",
+    "rprivate",
+    "unbindable",
+    "runbindable",
+];
 
 /// What options say about a bind mount.
 #[derive(Debug, Default)]
@@ -76,9 +87,12 @@ impl Options {
         Ok(read)
     }
 
-    /// Flags that a bind mount has no use for (propagation, a file system's own) are left out: the
-    /// kernel ignores them there too.
+    /// Flags that a bind mount has no use for (a file system's own) are left out: the kernel ignores them there too.
     fn flag(&mut self, option: &str) {
+        if PROPAGATION.contains(&option) {
+            self.flags.push(option.to_owned());
+            return;
+        }
         // OCI's recursive forms (`rnosuid`): everything below is in the same image.
         let plain = option
             .strip_prefix('r')

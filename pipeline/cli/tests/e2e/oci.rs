@@ -33,6 +33,12 @@ const ALLOWED: &[(&str, &str)] = &[
     ("mounts › /kept › 0 › source", "as above"),
     ("mounts › /kept › 0 › super", "as above"),
     (
+        "mounts › /bound › 0 › root",
+        "under runc a directory of the host, here of the image",
+    ),
+    ("mounts › /bound › 0 › source", "as above"),
+    ("mounts › /bound › 0 › super", "as above"),
+    (
         "mounts › /sys › 0 › super",
         "the file system is one with the agent's, which can be written; the mount cannot, in both",
     ),
@@ -373,6 +379,10 @@ fn qemu_root_no_capabilities_devices_parameters_and_other_mounts_are_the_same() 
         mounts.push(
             json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs",
             "options": ["nosuid", "noexec", "nodev", "ro", "mode=700", "size=1m"]}),
+        );
+        mounts.push(
+            json!({"destination": "/bound", "type": "bind", "source": "/etc/default",
+            "options": ["rbind", "ro", "nosuid", "rshared"]}),
         );
         mounts.push(
             json!({"destination": "/copied", "type": "tmpfs", "source": "tmpfs",

@@ -91,6 +91,6 @@ pub(super) fn propagate(root: Option<Propagation>) -> Result<(), Failure> {
         Some(Propagation::Private) => MountPropagationFlags::PRIVATE,
         Some(Propagation::Unbindable) => MountPropagationFlags::UNBINDABLE,
     };
-    let all = flags | MountPropagationFlags::REC;
-    mount_change("/", all).map_err(|e| failed(Some("/"), "its propagation", e))
+    // Of this mount alone: others have their own options.
+    mount_change("/", flags).map_err(|e| failed(Some("/"), "its propagation", e))
 }

@@ -128,7 +128,7 @@ fn options_of_a_bind() {
     .unwrap();
     let bind = bind(&spec, 0);
     assert!(bind.readonly && bind.recursive && bind.immutable);
-    assert_eq!(bind.flags, ["nosuid", "nodev", "relatime"]);
+    assert_eq!(bind.flags, ["nosuid", "nodev", "relatime", "rprivate"]);
     assert_eq!(bind.policy, Policy::Live);
     assert_eq!(bind.trust, fcpipe_spec::Trust::Content);
     assert_eq!(bind.digest.as_deref(), Some("v1"));
