@@ -448,9 +448,15 @@ fn power_off(cx: &Cx, booted: &Booted) {
             booted.machine.wait_exit(POWER_OFF);
         }
         Ok(false) => cx.warn("the guest could not unmount its root"),
-        Err(error) => cx.warn(format_args!(
-            "the guest did not shut down in order: {error}"
-        )),
+        Err(error) => {
+            cx.warn(format_args!(
+                "the guest did not shut down in order: {error}"
+            ));
+            // Its init may still hear a key, where there is one to press.
+            if booted.machine.ctrl_alt_del().is_ok() {
+                booted.machine.wait_exit(POWER_OFF);
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::agent::{Agent, Settings};
 use crate::cgroup::Cgroup;
 use crate::console::say;
 use crate::vsock::Listener;
-use crate::{net, serve, vsock};
+use crate::{keys, net, serve, vsock};
 
 /// Where the initrd keeps modules; `order` lists their names.
 const MODULES: &str = "/modules";
@@ -48,6 +48,9 @@ pub(crate) fn reset() -> ! {
 }
 
 fn run() -> Result<(), BootError> {
+    if let Err(e) = keys::block() {
+        say(&format!("Ctrl-Alt-Del resets at once: {e}"));
+    }
     // Before anything can fail, so that it can be said.
     make_mount("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755")?;
     load_modules(Path::new(MODULES))?;
@@ -79,6 +82,9 @@ fn run() -> Result<(), BootError> {
         cgroup,
     }));
     agent.start_watching().map_err(BootError::Thread)?;
+    if let Err(e) = keys::listen(&agent) {
+        say(&format!("Ctrl-Alt-Del resets at once: {e}"));
+    }
     vsock::ring();
     serve::serve(&agent, |patience: Duration| listener.accept(patience));
     Ok(())

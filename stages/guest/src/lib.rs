@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod console;
 pub mod container;
 mod handoff;
+mod keys;
 mod mapper;
 mod net;
 mod oom;

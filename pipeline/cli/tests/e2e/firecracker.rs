@@ -2,8 +2,10 @@
 //! to. No machine runs, so no KVM and no QEMU is needed; but a kernel and root file systems are the real ones.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -210,6 +212,43 @@ fn row_43_doctor_and_plan_say_which_machine_and_why() {
     assert_code(&output, 125);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("firecracker needs KVM"), "{stderr}");
+}
+
+/// The key that a VMM has: the agent takes it, ends the container and resets.
+#[test]
+fn needs_firecracker_ctrl_alt_del_ends_a_machine_in_order() {
+    let other = (!with_firecracker()).then(|| "FCPIPE_TEST_VMM is not firecracker".to_owned());
+    if skip(other) || skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["sh", "-c", "echo up; sleep 1000"], &[]);
+    let mut child = world
+        .with_kernel()
+        // The API is not in a jail then.
+        .env_remove("FCPIPE_JAILER")
+        .args(["--progress", "quiet", "run", "--id", "cad"])
+        .arg(bundle)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 3];
+    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    let dir = fs::File::open(world.path("state/cad")).unwrap();
+    let socket = format!("/proc/self/fd/{}/api.sock", dir.as_raw_fd());
+    let mut api = UnixStream::connect(socket).unwrap();
+    let body = r#"{"action_type":"SendCtrlAltDel"}"#;
+    write!(
+        api,
+        "PUT /actions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    // The process was killed, and that was told, before the machine reset: at a reset alone the guest would just be gone.
+    let output = child.wait_with_output().unwrap();
+    assert_code(&output, 137);
+    Leftovers::of(&world).assert_none();
 }
 
 /// In its jail a machine is another user, sees what it was given and no more, and leaves nothing; nothing of the store is its.
