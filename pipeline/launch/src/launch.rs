@@ -335,7 +335,7 @@ fn graph_of_run(
         "cgroup",
         MakeCgroup::of(spec, request.id.as_str(), request.vmm.kind()),
     );
-    let network = network::add(run, spec, request.id.as_str(), &host.state);
+    let network = network::add(run, spec, request.id.as_str(), &host.state, &request.vmm);
     let machine = run.effect(
         "machine",
         PrepareMachine {

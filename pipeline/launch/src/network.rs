@@ -3,6 +3,7 @@
 //! Both are effects, and neither waits for the image.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, Run, UndoError};
 use fcpipe_net::{
@@ -10,14 +11,22 @@ use fcpipe_net::{
 };
 use fcpipe_proto::{GuestAddress, GuestInterface, GuestNetwork, GuestRoute, ResolvConf};
 use fcpipe_spec::{Antispoof, LaunchSpec, Network, NetworkMode};
-use fcpipe_vmm::Nic;
+use fcpipe_vmm::{Nic, Vmm};
 use serde::{Deserialize, Serialize};
+
+use crate::machine::launch_dir;
 
 /// The container's file that its resolver reads.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Adds what the spec asks for; nothing for a guest without a network.
-pub(crate) fn add(run: &Run, spec: &LaunchSpec, id: &str, state: &Path) -> Option<Node<Wired>> {
+pub(crate) fn add(
+    run: &Run,
+    spec: &LaunchSpec,
+    id: &str,
+    state: &Path,
+    vmm: &Arc<dyn Vmm>,
+) -> Option<Node<Wired>> {
     if spec.network.decided() == NetworkMode::None {
         return None;
     }
@@ -41,6 +50,7 @@ pub(crate) fn add(run: &Run, spec: &LaunchSpec, id: &str, state: &Path) -> Optio
             mark,
             state: state.to_owned(),
             write_resolvers: !resolvers_mounted,
+            vmm: Arc::clone(vmm),
         },
     ))
 }
@@ -103,6 +113,8 @@ pub(crate) struct MakeTap {
     /// In which the launches are that are not dead.
     state: PathBuf,
     write_resolvers: bool,
+    /// Whose TAPs they will be.
+    vmm: Arc<dyn Vmm>,
 }
 
 /// The guest's network, made.
@@ -146,7 +158,12 @@ impl Effect for MakeTap {
         };
         // What dead launches left was undone when this command began: a directory that is still there is somebody's.
         let alive = |launch: &str| self.state.join(launch).exists();
-        fcpipe_net::plan(&place.0, &wanted, &alive).map_err(|e| failure(cx, "the network", e))
+        let mut attachment = fcpipe_net::plan(&place.0, &wanted, &alive)
+            .map_err(|e| failure(cx, "the network", e))?;
+        let dir = launch_dir(cx)?;
+        let owner = self.vmm.user(&dir);
+        attachment.owner = owner.map_err(|e| cx.fail(FailureKind::Host, dir.display(), e))?;
+        Ok(attachment)
     }
 
     fn make(&self, attachment: &Attachment, cx: &Cx) -> Result<Wired, Failure> {

@@ -48,6 +48,9 @@ pub struct Attachment {
     mark: Mark,
     mode: Mode,
     antispoof: bool,
+    /// The user that may attach to the TAPs, where that is not everybody who can open them: a jailed VMM's.
+    #[serde(default)]
+    pub owner: Option<u32>,
     pub wires: Vec<Wire>,
 }
 
@@ -146,6 +149,7 @@ pub fn plan(
         mark: wanted.mark.clone(),
         mode: wanted.mode.clone(),
         antispoof: wanted.antispoof,
+        owner: None,
         wires,
     };
     attachment.make_room(&mut netlink, &found, alive)?;
@@ -166,7 +170,7 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
     let mut netlink = namespace.inside(|| {
         for wire in &attachment.wires {
             let what = format!("{}: making the TAP", wire.tap);
-            sys::make_tap(&wire.unmarked).map_err(NetError::kernel(what))?;
+            sys::make_tap(&wire.unmarked, attachment.owner).map_err(NetError::kernel(what))?;
         }
         Netlink::open()
     })?;

@@ -28,9 +28,11 @@ pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
 /// Makes a TAP that lasts until it is deleted: one queue, no packet information, and headers with offloads (vnet_hdr), as
 /// VMMs take it. It belongs to the namespace of the calling thread.
 ///
+/// With an `owner` nobody else may attach to it, but for who has CAP_NET_ADMIN there.
+///
 /// # Errors
 /// EBUSY where the name is taken.
-pub(crate) fn make_tap(name: &str) -> io::Result<()> {
+pub(crate) fn make_tap(name: &str, owner: Option<u32>) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
     // SAFETY: the structure is of integers and valid when zeroed.
@@ -45,6 +47,16 @@ pub(crate) fn make_tap(name: &str) -> io::Result<()> {
     request.ifr_ifru.ifru_flags = wanted as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+    if let Some(owner) = owner {
+        // SAFETY: TUNSETOWNER takes its argument by value.
+        check(unsafe {
+            libc::ioctl(
+                tun.as_raw_fd(),
+                libc::TUNSETOWNER as _,
+                libc::c_ulong::from(owner),
+            )
+        })?;
+    }
     // SAFETY: TUNSETPERSIST takes its argument by value.
     check(unsafe {
         libc::ioctl(
