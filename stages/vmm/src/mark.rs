@@ -181,7 +181,11 @@ fn find_marked(dir: &Path) -> Result<Vec<(u32, OwnedFd)>, VmmError> {
         if pid == this {
             continue;
         }
-        // Before the looks, so that what is killed is what was looked at, or nothing.
+        // Most have no mark, and one look is all they need.
+        if marked_dir(pid).is_none() {
+            continue;
+        }
+        // Before the looks that count, so that what is killed is what was looked at, or nothing.
         let Ok(Some(pidfd)) = open_pidfd(pid) else {
             continue;
         };
