@@ -339,6 +339,7 @@ fn a_worker_s_configuration_names_the_monitor_and_the_state_directory() {
         let mut command = world.with_kernel();
         command
             .env_remove("FCPIPE_STATE_DIR")
+            .env_remove("FCPIPE_FIRECRACKER")
             .env("FCPIPE_KVM", "on")
             .arg("--config")
             .arg(file)
