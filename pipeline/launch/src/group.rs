@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fcpipe_engine::{Cx, Digest, Failure, Identity, KeyWriter, Node, Output, Probe};
 use serde::{Deserialize, Serialize};
 
-use crate::image::Part;
+use crate::plan::Part;
 use crate::scan::Scanned;
 
 /// The images of a launch: `disk.group`, decided.

@@ -18,7 +18,7 @@
 //! [`undo_table`] can take it away without the launch that made it.
 //!
 //! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
-//! `image`, `output`, `kernel`, `disk`, `network` or `machine`.
+//! `plan`, `near`, `image`, `output`, `kernel`, `disk`, `network` or `machine`.
 
 mod cgroup;
 mod disk;
@@ -32,6 +32,7 @@ mod machine;
 mod near;
 mod network;
 mod output;
+mod plan;
 mod scan;
 mod seccomp;
 mod stock;
@@ -42,11 +43,11 @@ mod words;
 pub use disk::Writes;
 pub use group::Grouping;
 pub use guest::process_of;
-pub use image::Builder;
 pub use launch::{
     BuildRequest, Built, Host, Launched, Live, PROCESS, Planned, RunRequest, build, plan, run,
 };
 pub use machine::{Guest, Streams, undo_table};
 pub use output::BuiltFile;
+pub use plan::Builder;
 pub use stock::{StockRequest, stock};
 pub use words::civil_date;

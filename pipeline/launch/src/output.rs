@@ -12,7 +12,8 @@ use fcpipe_engine::{
 use fcpipe_ext4::{Durability, OutputError, OutputFile};
 use serde::{Deserialize, Serialize};
 
-use crate::image::{PHASES, Part, Plan, image_inputs};
+use crate::image::{PHASES, image_inputs};
+use crate::plan::{Part, Plan};
 
 /// An image under the user's own name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,9 +7,10 @@ use fcpipe_engine::{CancelToken, EventSender, Failure, Key, Node, Run, Settings}
 use fcpipe_kernel::KernelStore;
 use fcpipe_spec::LaunchSpec;
 
-use crate::image::{Builder, Image};
+use crate::image::Image;
 use crate::kernel::FindKernel;
 use crate::launch::{Anew, Host, Launched, choose_group, images, initrd, scan_sources};
+use crate::plan::Builder;
 
 /// What `stock` is asked for.
 pub struct StockRequest {
