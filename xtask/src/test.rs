@@ -1,9 +1,10 @@
 //! Every check, in the order that fails soonest, with the time of each phase.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::shell::{check, command, find};
+use crate::shell::{check, command, find, root};
 use crate::{setup, tidy};
 
 pub(crate) fn run() -> Result<()> {
@@ -81,15 +82,16 @@ fn dependencies() -> Result<()> {
     for (program, arguments) in [
         (
             "cargo-deny",
-            &["deny", "--locked", "check", "bans", "licenses", "sources"][..],
+            &["--locked", "check", "bans", "licenses", "sources"][..],
         ),
-        ("cargo-machete", &["machete"][..]),
+        ("cargo-machete", &[][..]),
     ] {
-        if find(program).is_none() {
+        let Some(path) = find(program) else {
             println!("skipped: {program} is not installed (cargo install --locked {program})");
             continue;
-        }
-        cargo(arguments)?;
+        };
+        // Not by `cargo`: within a `cargo run` cargo-machete takes its own name for a directory.
+        check(Command::new(path).args(arguments).current_dir(root()))?;
     }
     Ok(())
 }
