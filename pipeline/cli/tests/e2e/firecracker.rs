@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::world::{
-    Leftovers, World, assert_code, skip, skip_without_kernel, skip_without_machine,
+    Leftovers, World, assert_code, skip_even_in_ci, skip_without_kernel, skip_without_machine,
     with_firecracker, with_input,
 };
 
@@ -218,7 +218,7 @@ fn row_43_doctor_and_plan_say_which_machine_and_why() {
 #[test]
 fn needs_firecracker_ctrl_alt_del_ends_a_machine_in_order() {
     let other = (!with_firecracker()).then(|| "FCPIPE_TEST_VMM is not firecracker".to_owned());
-    if skip(other) || skip_without_machine() {
+    if skip_even_in_ci(other) || skip_without_machine() {
         return;
     }
     let world = World::new();
@@ -255,7 +255,8 @@ fn needs_firecracker_ctrl_alt_del_ends_a_machine_in_order() {
 #[test]
 fn row_37_50_needs_jailer_a_jailed_machine_owns_nothing_of_the_host_and_leaves_nothing() {
     let jailer = std::env::var_os("FCPIPE_JAILER").is_some() && with_firecracker();
-    if skip_without_machine() || skip((!jailer).then(|| "FCPIPE_JAILER names none".to_owned())) {
+    let none = (!jailer).then(|| "FCPIPE_JAILER names none".to_owned());
+    if skip_without_machine() || skip_even_in_ci(none) {
         return;
     }
     let world = World::new();
