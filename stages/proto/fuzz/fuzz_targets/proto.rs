@@ -143,6 +143,7 @@ fn config() -> GuestConfig {
         disk_readonly: false,
         readonly: false,
         writes: Writes::Direct,
+        beside: Vec::new(),
     };
     GuestConfig::new(root, Vec::new())
 }
