@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
-use crate::oci::probe;
+use crate::probe::probe;
 use crate::world::{World, assert_code, skip_without_machine};
 
 /// A bundle whose root has the probe, and whose process is a shell script.

@@ -9,38 +9,32 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use fcpipe_treegen::{Limits, generate};
 use serde_json::{Value, json};
 
+use crate::probe::probe;
 use crate::world::{
     Leftovers, World, assert_code, not_root, skip, skip_even_in_ci, skip_without_machine,
 };
 
-/// The program of `disks/walker.rs`, for host and guest.
-fn walker() -> &'static Path {
-    static WALKER: OnceLock<PathBuf> = OnceLock::new();
-    WALKER.get_or_init(|| {
-        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("walker");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/disks/walker.rs");
-        let built = Command::new("rustc")
-            .args(["-O", "--edition", "2024", "-C", "strip=symbols"])
-            .args(["--target", "x86_64-unknown-linux-musl", "-o"])
-            .arg(&program)
-            .arg(source)
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{built:?}");
-        program
-    })
+/// What the probe says of a tree of the host; in a guest it is `/bin/probe`.
+fn walk(dir: &Path, leave_out: &[&str]) -> Vec<String> {
+    let mut walk = Command::new(probe());
+    lines(walk.arg("walk").arg(dir).args(leave_out).output().unwrap())
 }
 
-fn walk(dir: &Path, leave_out: &[&str]) -> Vec<String> {
-    let walked = Command::new(walker()).arg(dir).args(leave_out).output();
-    lines(walked.unwrap())
-}
+/// The same of a guest's whole tree.
+const WALK: [&str; 7] = [
+    "/bin/probe",
+    "walk",
+    "/",
+    "proc",
+    "dev",
+    "sys",
+    "lost+found",
+];
 
 fn lines(output: Output) -> Vec<String> {
     // Not the whole tree, where it fails.
@@ -152,7 +146,7 @@ fn compare(mut source: Vec<String>, mut guest: Vec<String>) {
     panic!("the guest's tree is not the source's");
 }
 
-/// A world with a walker in its root and a random tree in a mount; gives the bundle and how the source is walked.
+/// A world with the probe in its root and a random tree in a mount; gives the bundle and how the source is walked.
 fn world_with_tree(seed: u64) -> (World, PathBuf, Vec<String>) {
     let world = World::new();
     let tree = world.path("tree");
@@ -167,15 +161,12 @@ fn world_with_tree(seed: u64) -> (World, PathBuf, Vec<String>) {
     generate(seed, &limits).make(&tree).unwrap();
     let mount =
         json!({"destination": "/mnt/tree", "type": "bind", "source": &tree, "options": ["bind"]});
-    let bundle = world.bundle(
-        &["/bin/walker", "/", "proc", "dev", "sys", "lost+found"],
-        &[mount],
-    );
+    let bundle = world.bundle(&WALK, &[mount]);
     let rootfs = bundle.join("rootfs");
     for dir in ["proc", "dev", "sys", "mnt/tree"] {
         fs::create_dir_all(rootfs.join(dir)).unwrap();
     }
-    fs::copy(walker(), rootfs.join("bin/walker")).unwrap();
+    fs::copy(probe(), rootfs.join("bin/probe")).unwrap();
     fs::write(rootfs.join("etc/linked"), "two names").unwrap();
     fs::hard_link(rootfs.join("etc/linked"), rootfs.join("root/linked")).unwrap();
     let big: Vec<u8> = (0..8_u32 << 20).map(|n| (n % 251) as u8).collect();

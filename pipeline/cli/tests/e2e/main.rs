@@ -18,6 +18,7 @@ mod fuse;
 mod life;
 mod network;
 mod oci;
+mod probe;
 mod process;
 mod report;
 mod spec;

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
+use crate::probe::probe;
 use crate::world::{World, assert_code, not_root, skip, skip_without_machine};
 
 /// A field that differs, and why that is right.
@@ -71,34 +71,6 @@ const ALLOWED: &[(&str, &str)] = &[
         "not in the bundle: both kernels' own",
     ),
 ];
-
-/// The probe, built for a root without a C library.
-pub(crate) fn probe() -> &'static Path {
-    static PROBE: OnceLock<PathBuf> = OnceLock::new();
-    PROBE.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probe");
-        let musl = "x86_64-unknown-linux-musl";
-        let status = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--locked",
-                "--quiet",
-                "--package",
-                "fcpipe-probe",
-                "--target",
-                musl,
-            ])
-            .arg("--target-dir")
-            .arg(&target)
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .status()
-            .unwrap();
-        assert!(status.success(), "the probe does not build");
-        target.join(musl).join("debug/fcpipe-probe")
-    })
-}
 
 fn no_runc() -> Option<String> {
     let found = Command::new("runc")
