@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fcpipe_vmm::{
-    Balloon, CpuTemplate, Drive, Firecracker, Machine, MachineConfig, Nic, RateLimit, Tuning, Vmm,
-    VmmError, VmmKind, kill_by_mark,
+    Balloon, Cage, CpuTemplate, Drive, Firecracker, Machine, MachineConfig, Nic, RateLimit,
+    ShimProgram, Tuning, Vmm, VmmError, VmmKind, kill_by_mark,
 };
 use tempfile::{TempDir, tempdir};
 
-use crate::bench::{NEVER, assert_gone, config as bare, connect_fails_at_once, soon};
+use crate::bench::{NEVER, assert_gone, config as bare, connect_fails_at_once, eventually, soon};
 
 /// What the fake's agent listens on.
 const PORT: u32 = 52;
@@ -49,6 +49,18 @@ const FAULTS: [&str; 9] = [
 /// A directory with a fake, files for it, and a launch's directory.
 struct World {
     root: TempDir,
+    /// With a shim each machine is in a jail.
+    cage: Cage,
+}
+
+/// Jails are root's. With `CI=true` it is a failure not to be.
+fn jails() -> &'static [bool] {
+    if rustix::process::geteuid().is_root() {
+        return &[false, true];
+    }
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"));
+    println!("skipped: not root, so there are no jails");
+    &[false]
 }
 
 impl World {
@@ -59,7 +71,24 @@ impl World {
         fs::write(root.path().join("vmlinux"), b"\x7fELF and no more").unwrap();
         fs::write(root.path().join("initrd"), "").unwrap();
         fs::write(root.path().join("disk"), [0; 4096]).unwrap();
-        Self { root }
+        Self {
+            root,
+            cage: Cage::default(),
+        }
+    }
+
+    fn jailed(control: &str, jailed: bool) -> Self {
+        let mut world = Self::new(control);
+        if jailed {
+            // It ends when its input does, as the product's own.
+            let shim = ShimProgram {
+                path: "/bin/cat".into(),
+                args: Vec::new(),
+            };
+            let dir = world.path("launch");
+            world.cage = Cage::new(Vec::new(), Some(&shim), &dir).unwrap();
+        }
+        world
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -67,13 +96,17 @@ impl World {
     }
 
     fn firecracker(&self) -> Firecracker {
-        Firecracker::new(self.path("firecracker"))
+        Firecracker {
+            jailer: self.cage.shim().map(|_| fcpipe_fake_firecracker::jailer()),
+            ..Firecracker::new(self.path("firecracker"))
+        }
     }
 
     fn config(&self) -> MachineConfig {
         let mut config = bare(&self.path("launch"));
         config.kernel.vmlinux = self.path("vmlinux");
         config.initrd = self.path("initrd");
+        config.cage = self.cage.clone();
         config
     }
 
@@ -116,7 +149,19 @@ impl World {
     }
 
     fn assert_nothing_runs(&self) {
-        assert_eq!(kill_by_mark(&self.path("launch")).unwrap(), 0);
+        let Some(shim) = self.cage.shim() else {
+            assert_eq!(kill_by_mark(&self.path("launch")).unwrap(), 0);
+            return;
+        };
+        // Jailers drop the mark; but what they start stays in the namespace.
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(shim.pid).unwrap();
+        eventually("the jail is empty", || {
+            let processes = fs::read_dir("/proc").unwrap().flatten();
+            let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            let inside = pids.filter(|&pid| namespace(pid).as_ref() == Some(&own));
+            inside.collect::<Vec<u32>>() == [shim.pid]
+        });
     }
 }
 
@@ -188,22 +233,42 @@ fn row_15_52_paths_of_any_bytes_and_any_length() {
     drop(machine.connect(PORT, soon(20_000), NEVER).unwrap());
 }
 
-/// Each way of going wrong at each request: one error that names what went wrong, soon, and nothing that runs on.
+/// Each way of going wrong at each request, in a jail and not: one error that names what went wrong, soon, and nothing that
+/// runs on.
 #[test]
 fn row_44_45_every_failure_at_every_request() {
-    std::thread::scope(|scope| {
-        for request in REQUESTS {
-            scope.spawn(move || {
-                for fault in FAULTS {
-                    fails_well(request, fault);
-                }
-            });
-        }
-    });
+    for &jailed in jails() {
+        std::thread::scope(|scope| {
+            for request in REQUESTS {
+                scope.spawn(move || {
+                    for fault in FAULTS {
+                        fails_well(request, fault, jailed);
+                    }
+                });
+            }
+        });
+    }
 }
 
-fn fails_well(request: &str, fault: &str) {
-    let world = World::new(&format!("{request} {fault}"));
+/// That list has every request there is: each of them and no other reaches the process.
+#[test]
+fn the_requests_of_a_machine_with_everything() {
+    for &jailed in jails() {
+        let world = World::jailed("", jailed);
+        drop(world.start(&world.firecracker()).unwrap());
+        let log = fs::read_to_string(world.path("launch/firecracker.log")).unwrap();
+        let sent = log.lines().filter_map(|line| {
+            let (_, rest) = line.split_once("The API server received a ")?;
+            let (method, rest) = rest.split_once(" request on \"")?;
+            let (path, _) = rest.split_once('"')?;
+            Some(format!("{} {path}", method.to_uppercase()))
+        });
+        assert_eq!(sent.collect::<Vec<_>>(), REQUESTS, "jailed: {jailed}");
+    }
+}
+
+fn fails_well(request: &str, fault: &str, jailed: bool) {
+    let world = World::jailed(&format!("{request} {fault}"), jailed);
     let firecracker = match fault {
         "hang" | "half" => impatient(&world),
         _ => world.firecracker(),
@@ -217,7 +282,7 @@ fn fails_well(request: &str, fault: &str) {
         (Ok(_), false) => panic!("{request} {fault}: it started"),
         (Err(error), _) => error,
     };
-    let case = format!("{request} {fault}: {error}");
+    let case = format!("{request} {fault}, jailed {jailed}: {error}");
     assert!(begun.elapsed() < Duration::from_secs(60), "{case}");
     let text = error.to_string();
     match (fault, &error) {

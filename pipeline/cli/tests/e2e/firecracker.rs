@@ -1,19 +1,19 @@
 //! Launches by Firecracker, where the fake one takes its place: it keeps the API's rules, and breaks them where it is told
-//! to. No machine runs, so no KVM and no QEMU is needed; but a kernel and root file systems are the real ones.
+//! to. No machine runs, so no KVM and no QEMU is needed; but a kernel and root file systems are the real ones. A fake jailer jails it.
+
+mod real;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::network::{self, Platform, assert_same, skip_without_namespaces};
 use crate::world::{
-    Leftovers, World, assert_code, skip_even_in_ci, skip_without_kernel, skip_without_machine,
-    with_firecracker, with_input,
+    Leftovers, World, assert_code, not_root, skip, skip_without_kernel, with_input,
 };
 
 /// A world whose Firecracker does what `control` says.
@@ -24,15 +24,29 @@ fn fake(control: &str) -> World {
 }
 
 fn run(world: &World, args: &[&str]) -> Command {
-    let bundle = world.bundle(args, &[]);
+    let mut command = fcpipe(world);
+    command.args(["run", "--vmm", "firecracker"]);
+    command.arg(world.bundle(args, &[]));
+    command
+}
+
+fn fcpipe(world: &World) -> Command {
     let mut command = world.with_kernel();
     command
         .env("FCPIPE_FIRECRACKER", world.path("firecracker"))
+        .env_remove("FCPIPE_JAILER")
         // The fake needs none, and this host may have none.
-        .env("FCPIPE_KVM", "on")
-        .args(["run", "--vmm", "firecracker"])
-        .arg(bundle);
+        .env("FCPIPE_KVM", "on");
     command
+}
+
+/// Whether in a jail, and what makes it so; as far as can be here.
+fn jails() -> Vec<(bool, Option<PathBuf>)> {
+    let mut jails = vec![(false, None)];
+    if !skip(not_root()) {
+        jails.push((true, Some(fcpipe_fake_firecracker::jailer())));
+    }
+    jails
 }
 
 fn output(world: &World, args: &[&str]) -> Output {
@@ -45,6 +59,14 @@ fn a_launch_runs_from_its_beginning_to_its_end() {
         return;
     }
     let world = fake("");
+    for (jailed, jailer) in jails() {
+        let mut run = run(&world, &["echo", "jailed", &jailed.to_string()]);
+        run.envs(jailer.iter().map(|jailer| ("FCPIPE_JAILER", jailer)));
+        let output = run.output().unwrap();
+        assert_code(&output, 0);
+        assert_eq!(output.stdout, format!("jailed {jailed}\n").as_bytes());
+        Leftovers::of(&world).assert_none();
+    }
     let hello = output(&world, &["echo", "hello", "from the fake"]);
     assert_code(&hello, 0);
     assert_eq!(hello.stdout, b"hello from the fake\n");
@@ -56,7 +78,8 @@ fn a_launch_runs_from_its_beginning_to_its_end() {
     Leftovers::of(&world).assert_none();
 }
 
-/// Each request of a launch, refused or with the process dead of it; and each other way of going wrong once.
+/// Each request of a launch, refused or with the process dead of it; and each other way of going wrong once (each at each is
+/// tested in `stages/vmm`, where it takes seconds). In a jail and not.
 #[test]
 fn row_44_every_failure_is_one_error_with_the_log_and_leaves_nothing() {
     if skip_without_kernel() {
@@ -100,15 +123,23 @@ fn row_44_every_failure_is_one_error_with_the_log_and_leaves_nothing() {
         cases.push((control.to_owned(), said));
     }
     let world = fake("");
-    for (control, said) in cases {
-        fcpipe_fake_firecracker::install(world.dir.path(), &control).unwrap();
-        let output = output(&world, &["true"]);
-        let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-        assert_code(&output, 125);
-        assert!(stderr.contains(said), "{control}: {stderr}");
-        assert_eq!(stderr.matches("error:").count(), 1, "{control}: {stderr}");
-        let left = Leftovers::of(&world);
-        assert_eq!(left, Leftovers::default(), "{control}");
+    for (jailed, jailer) in jails() {
+        for (control, said) in &cases {
+            // Deadlines are the same there.
+            if jailed && ["no answer", "half an answer", "was not ready"].contains(said) {
+                continue;
+            }
+            fcpipe_fake_firecracker::install(world.dir.path(), control).unwrap();
+            let mut run = run(&world, &["true"]);
+            run.envs(jailer.iter().map(|jailer| ("FCPIPE_JAILER", jailer)));
+            let output = run.output().unwrap();
+            let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+            let case = format!("{control}, jailed {jailed}: {stderr}");
+            assert_code(&output, 125);
+            assert!(stderr.contains(said), "{case}");
+            assert_eq!(stderr.matches("error:").count(), 1, "{case}");
+            assert_eq!(Leftovers::of(&world), Leftovers::default(), "{case}");
+        }
     }
 }
 
@@ -166,6 +197,43 @@ fn row_47_an_agent_that_lies_is_hung_up_on_and_its_launch_fails() {
     }
 }
 
+/// Nobody but the jailed machine may attach to it, whoever else is in that namespace.
+#[test]
+fn needs_root_a_jailed_machine_s_tap_is_its_user_s() {
+    if skip_without_kernel() || skip_without_namespaces() {
+        return;
+    }
+    let world = fake("");
+    let platform = Platform::new();
+    let before = platform.container_state(0);
+    let bundle = network::bundle(&world, &platform.path(0), &["sleep", "1000"], &[]);
+    let jailed = |command: &mut Command| {
+        let command = command.env("FCPIPE_JAILER", fcpipe_fake_firecracker::jailer());
+        assert_code(&command.output().unwrap(), 0);
+    };
+    jailed(
+        fcpipe(&world)
+            .args(["run", "--detach", "--id", "a-1"])
+            .args(["--vmm", "firecracker"])
+            .arg(bundle),
+    );
+    let processes = world.process_ids("fake-firecracker");
+    assert_eq!(processes.len(), 1, "{processes:?}");
+    let user = fs::metadata(format!("/proc/{}", processes[0]))
+        .unwrap()
+        .uid();
+    assert!(user >= 0x7000_0000, "{user}");
+    let taps = platform.must(&platform.containers[0], "ip tuntap show");
+    assert!(taps.starts_with("b9fc_a-1: "), "{taps}");
+    assert!(
+        taps.trim_end().ends_with(&format!(" user {user}")),
+        "{taps}"
+    );
+    jailed(fcpipe(&world).args(["delete", "--force", "a-1"]));
+    assert_same(&platform.container_state(0), &before, "");
+    Leftovers::of(&world).assert_none();
+}
+
 #[test]
 fn row_43_doctor_and_plan_say_which_machine_and_why() {
     if skip_without_kernel() {
@@ -212,113 +280,6 @@ fn row_43_doctor_and_plan_say_which_machine_and_why() {
     assert_code(&output, 125);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("firecracker needs KVM"), "{stderr}");
-}
-
-/// The key that a VMM has: the agent takes it, ends the container and resets.
-#[test]
-fn needs_firecracker_ctrl_alt_del_ends_a_machine_in_order() {
-    let other = (!with_firecracker()).then(|| "FCPIPE_TEST_VMM is not firecracker".to_owned());
-    if skip_even_in_ci(other) || skip_without_machine() {
-        return;
-    }
-    let world = World::new();
-    let bundle = world.bundle(&["sh", "-c", "echo up; sleep 1000"], &[]);
-    let mut child = world
-        .with_kernel()
-        // The API is not in a jail then.
-        .env_remove("FCPIPE_JAILER")
-        .args(["--progress", "quiet", "run", "--id", "cad"])
-        .arg(bundle)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut up = [0; 3];
-    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
-    let dir = fs::File::open(world.path("state/cad")).unwrap();
-    let socket = format!("/proc/self/fd/{}/api.sock", dir.as_raw_fd());
-    let mut api = UnixStream::connect(socket).unwrap();
-    let body = r#"{"action_type":"SendCtrlAltDel"}"#;
-    write!(
-        api,
-        "PUT /actions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    // The process was killed, and that was told, before the machine reset: at a reset alone the guest would just be gone.
-    let output = child.wait_with_output().unwrap();
-    assert_code(&output, 137);
-    Leftovers::of(&world).assert_none();
-}
-
-/// In its jail a machine is another user, sees what it was given and no more, and leaves nothing; nothing of the store is its.
-#[test]
-fn row_37_50_needs_jailer_a_jailed_machine_owns_nothing_of_the_host_and_leaves_nothing() {
-    let jailer = std::env::var_os("FCPIPE_JAILER").is_some() && with_firecracker();
-    let none = (!jailer).then(|| "FCPIPE_JAILER names none".to_owned());
-    if skip_without_machine() || skip_even_in_ci(none) {
-        return;
-    }
-    let world = World::new();
-    let bundle = world.bundle(&["sh", "-c", "echo up; sleep 1000"], &[]);
-    let mut child = world
-        .with_kernel()
-        .args(["--progress", "quiet", "run"])
-        .arg(bundle)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut up = [0; 3];
-    child.stdout.take().unwrap().read_exact(&mut up).unwrap();
-    assert_eq!(&up, b"up\n");
-
-    let jailed = jailed(&world);
-    assert_eq!(jailed.len(), 1, "{jailed:?}");
-    let process = &jailed[0];
-    let user = fs::metadata(process).unwrap().uid();
-    assert!(user >= 0x7000_0000, "{user}");
-    let mounts = fs::read_to_string(process.join("mountinfo")).unwrap();
-    for line in mounts.lines() {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (what, place, options) = (words[3], words[4], words[5]);
-        let own = what.contains("/state/");
-        assert!(own || options.starts_with("ro,"), "{line}");
-        assert!(place == "/" || place.matches('/').count() == 1, "{line}");
-    }
-    assert!(mounts.contains(" /vmlinux ro,"), "{mounts}");
-    for object in objects(&world) {
-        let meta = fs::metadata(&object).unwrap();
-        assert_eq!((meta.uid(), meta.nlink()), (0, 1), "{}", object.display());
-    }
-
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let next = world.with_kernel().arg("doctor").output().unwrap();
-    assert_code(&next, 0);
-    Leftovers::of(&world).assert_none();
-    assert_eq!(self::jailed(&world), Vec::<PathBuf>::new());
-}
-
-/// `/proc/PID` of the processes whose root is in this world.
-fn jailed(world: &World) -> Vec<PathBuf> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .map(|entry| entry.path())
-        .filter(|process| world.is_jailed(process))
-        .collect()
-}
-
-/// The files of the store's objects.
-fn objects(world: &World) -> Vec<PathBuf> {
-    let keys = fs::read_dir(world.path("cache/v1/objects"))
-        .unwrap()
-        .flatten();
-    let files: Vec<PathBuf> = keys
-        .flat_map(|key| fs::read_dir(key.path()).unwrap().flatten())
-        .map(|file| file.path())
-        .collect();
-    assert!(!files.is_empty());
-    files
 }
 
 #[test]

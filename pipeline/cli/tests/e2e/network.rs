@@ -6,3 +6,5 @@ mod kills;
 mod place;
 mod platform;
 mod resolver;
+
+pub(crate) use platform::{Platform, assert_same, bundle, skip_without_namespaces};

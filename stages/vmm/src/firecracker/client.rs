@@ -78,7 +78,13 @@ impl Process {
         read_only: bool,
     ) -> Result<(), VmmError> {
         let pid = self.running.child.mark.pid;
-        self.home.give(pid, name, path, read_only)
+        let given = self.home.give(pid, name, path, read_only);
+        given.or_else(|error| {
+            // A jail ends with its process, and that is the better thing to say.
+            self.running.child.wait(GONE);
+            self.check(&|| false)?;
+            Err(error)
+        })
     }
 
     pub(crate) fn version(

@@ -47,7 +47,8 @@ pub(crate) const LOG: &str = "log.fifo";
 pub(crate) const METRICS: &str = "metrics.fifo";
 
 /// Devices on Firecracker's MMIO bus: each has an interrupt line of its own, x86 has the lines 5 to 23 for them, and two are
-/// taken by what every machine has (VMGenID and, since 1.15, VMClock).
+/// taken by what every machine has (VMGenID and, since 1.15, VMClock). Which version it is shows only once it runs, and this
+/// is planned before: the one line more that older ones have is left alone.
 const DEVICES: usize = 17;
 
 /// Letters of a disk's name in the guest: `/dev/vda` to `/dev/vdz`.
