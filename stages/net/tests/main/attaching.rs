@@ -2,6 +2,7 @@
 
 use fcpipe_net::{Mode, Namespace, NetError, Route, Service, Wanted, make, plan, undo};
 
+use crate::machine::Machine;
 use crate::world::{EVERYBODY, World, mark, planned, sh, skip, wanted};
 
 #[test]
@@ -61,6 +62,32 @@ fn needs_root_redirect_is_made_and_undone() {
     // As a journal keeps it.
     undo(&attachment).unwrap();
     assert_eq!(world.state(), before);
+    undo(&attachment).unwrap();
+    assert_eq!(world.state(), before);
+}
+
+/// What a jailed VMM is given: it can attach, and no other user in that namespace.
+#[test]
+fn needs_root_a_tap_with_an_owner_is_for_that_user_alone() {
+    if skip() {
+        return;
+    }
+    // Above what a host gives out, as a jail's.
+    let (user, other) = (0x7000_0001, 0x7000_0002);
+    let world = World::new();
+    let before = world.state();
+    let mut attachment = planned(&world, "jailed").unwrap();
+    attachment.owner = Some(user);
+    make(&world.namespace(), &attachment).unwrap();
+    let shown = sh(&format!("ip -n {} tuntap show", world.container));
+    assert!(shown.contains(&format!(" user {user}")), "{shown}");
+    let tap = &attachment.wires[0].tap;
+    let refused = Machine::open_as(&world.namespace(), tap, other).err();
+    assert_eq!(
+        refused.map(|error| error.kind()),
+        Some(std::io::ErrorKind::PermissionDenied)
+    );
+    drop(Machine::open_as(&world.namespace(), tap, user).unwrap());
     undo(&attachment).unwrap();
     assert_eq!(world.state(), before);
 }

@@ -6,7 +6,7 @@
 )]
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -20,25 +20,24 @@ pub(crate) struct Machine(File);
 
 impl Machine {
     pub(crate) fn open(namespace: &Namespace, tap: &str) -> Machine {
+        let machine = namespace
+            .inside(|| Ok(attach(tun(), tap).unwrap()))
+            .unwrap();
+        rustix::io::ioctl_fionbio(&machine.0, true).unwrap();
+        machine
+    }
+
+    /// The same as another user, without capabilities.
+    pub(crate) fn open_as(namespace: &Namespace, tap: &str, user: u32) -> io::Result<Machine> {
         let opened = namespace.inside(|| {
-            let file = File::options().read(true).write(true).open("/dev/net/tun");
-            let file = file.unwrap();
-            // SAFETY: integers, valid when zeroed.
-            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-            for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
-                *to = from as libc::c_char;
-            }
-            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-            request.ifr_ifru.ifru_flags = flags as libc::c_short;
-            // SAFETY: TUNSETIFF reads and writes one `ifreq`.
-            let done =
-                unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-            assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-            Ok(file)
+            // A jail has a node of its own; the host's may be root's alone.
+            let tun = tun();
+            let user = rustix::fs::Uid::from_raw(user);
+            // Of this thread alone, which ends with this. Capabilities go with root.
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            Ok(attach(tun, tap))
         });
-        let file = opened.unwrap();
-        rustix::io::ioctl_fionbio(&file, true).unwrap();
-        Machine(file)
+        opened.unwrap()
     }
 
     pub(crate) fn send(&self, frame: &[u8]) {
@@ -52,6 +51,26 @@ impl Machine {
         let mut buffer = [0; 4096];
         let read = (&self.0).read(&mut buffer).ok()?;
         Some(buffer[VNET..read].to_vec())
+    }
+}
+
+fn tun() -> File {
+    let file = File::options().read(true).write(true).open("/dev/net/tun");
+    file.unwrap()
+}
+
+fn attach(tun: File, tap: &str) -> io::Result<Machine> {
+    // SAFETY: integers, valid when zeroed.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`.
+    match unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } {
+        0 => Ok(Machine(tun)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
