@@ -22,7 +22,8 @@ pub struct Grouping {
     missing: Vec<usize>,
 }
 
-/// Images at most. With a scratch disk for each that is twelve drives, of the 19 devices that a Firecracker has.
+/// Images at most. With a scratch disk for each that is twelve drives, of the 17 devices that a Firecracker has: five are left for
+/// vsock, entropy, a balloon and two network interfaces.
 const IMAGES: usize = 6;
 /// A source with as many bytes or names is worth an image.
 const BYTES: u64 = 8 << 20;
