@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::world::{
     Leftovers, World, assert_code, machine_program, not_root, skip, skip_without_machine,
-    with_input,
+    with_firecracker, with_input,
 };
 
 fn fcpipe(world: &World, arguments: &[&str]) -> Output {
@@ -373,7 +373,8 @@ fn qemu_root_the_machine_is_in_the_spec_s_control_group_with_the_spec_s_limits()
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(groups.contains(&format!("/{top}/deep/er")), "{groups}");
     let (memory, cpu) = limits(&format!("{top}/deep/er"));
-    assert_eq!(memory, ((256u64 + 640) << 20).to_string());
+    let monitor = if with_firecracker() { 64 } else { 640 };
+    assert_eq!(memory, ((256_u64 + monitor) << 20).to_string());
     assert_eq!(cpu, "50000 100000");
     // A group that somebody is in is not shared.
     let output = create(&world, "c2").arg("--log").output().unwrap();

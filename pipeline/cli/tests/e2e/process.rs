@@ -323,8 +323,11 @@ fn qemu_root_a_debootstrapped_bundle_sees_every_byte_of_its_mounts() {
     );
 }
 
-/// `debootstrap --variant=minbase`, made once and kept below the target directory.
+/// `debootstrap --variant=minbase`, made once and kept below the target directory; or what FCPIPE_TEST_DEBIAN_ROOT names.
 fn debian_root() -> Option<std::path::PathBuf> {
+    if let Some(named) = std::env::var_os("FCPIPE_TEST_DEBIAN_ROOT") {
+        return Some(named.into());
+    }
     let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian");
     if dir.join("done").exists() {
         return Some(dir.join("root"));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::platform::{Platform, assert_same, bundle, sh, skip_without_namespaces};
-use crate::world::{Leftovers, World, assert_code, skip_without_machine};
+use crate::world::{Leftovers, World, assert_code, machine_program, skip_without_machine};
 
 /// How many launches are killed: a tenth of the soak's number in an ordinary test.
 fn kills() -> u32 {
@@ -52,7 +52,7 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn machines(world: &World) -> usize {
-    world.process_ids("qemu-system-x86_64").len()
+    world.process_ids(machine_program()).len()
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn qemu_needs_root_row_50_of_a_killed_launch_no_network_is_left() {
     let platform = Platform::new();
     let (host, inside) = (platform.host_state(), platform.container_state(0));
     let launch = bundle(&world, &platform.path(0), &["sleep", "10000"], &[]);
-    for victim in ["fcpipe", "qemu-system-x86_64"] {
+    for victim in ["fcpipe", machine_program()] {
         let mut run = world.with_kernel();
         run.args(["--progress", "quiet", "run", "--detach", "--id", "web-1"]);
         assert_code(&run.arg(&launch).output().unwrap(), 0);
