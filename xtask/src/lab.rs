@@ -7,6 +7,7 @@
 
 mod image;
 mod machine;
+mod results;
 
 use std::path::{Path, PathBuf};
 
@@ -73,8 +74,8 @@ fn script(command: &Option<String>, arguments: &[String], jailed: bool) -> Strin
     let names: Vec<String> = arguments.iter().map(|name| quoted(name)).collect();
     let names = names.join(" ");
     let mut script = format!(
-        "fcpipe doctor; \"$LAB_TRANSCRIPT\" needs_firecracker --nocapture; code=$?; \
-         \"$LAB_E2E\" --test-threads=1 {names} || code=$?; "
+        "fcpipe doctor; \"$LAB_TRANSCRIPT\" needs_firecracker {TESTS}; code=$?; \
+         \"$LAB_E2E\" {TESTS} {names} || code=$?; "
     );
     if jailed {
         let names = match names.as_str() {
@@ -83,11 +84,14 @@ fn script(command: &Option<String>, arguments: &[String], jailed: bool) -> Strin
         };
         script.push_str(&format!(
             "echo 'lab: in jails'; export FCPIPE_JAILER=\"$LAB_JAILER\"; \
-             \"$LAB_E2E\" --test-threads=1 {names} || code=$?; "
+             \"$LAB_E2E\" {TESTS} {names} || code=$?; "
         ));
     }
     script + "exit $code"
 }
+
+/// One machine at a time, and what the summary is made of.
+const TESTS: &str = "--test-threads=1 --show-output --color=never";
 
 /// Tests to run in jails where none are named.
 const JAILED: &str = "firecracker:: process:: cleanup::";

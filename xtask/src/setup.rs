@@ -40,7 +40,8 @@ const MODULE: (&str, &str) = ("seccomp", "python3-seccomp");
 /// The package that always names the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
-const MUSL: &str = "x86_64-unknown-linux-musl";
+/// For the guest's programs, which are static.
+pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 
 /// The version whose CONNECT protocol was tested.
 const VSOCK: (&str, &str) = ("vhost-device-vsock", "0.3.0");

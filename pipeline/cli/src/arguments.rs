@@ -244,7 +244,12 @@ pub(crate) struct Launching {
     #[arg(long, value_name = "NAME")]
     pub(crate) kernel: Option<String>,
     /// Seconds within which the guest must have booted.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        env = "FCPIPE_BOOT_TIMEOUT"
+    )]
     pub(crate) boot_timeout: u32,
 }
 

@@ -12,15 +12,15 @@ use crate::setup;
 use crate::shell::{check, command, find, output, root, target};
 
 /// In the Debian root, besides the base system: what the tests call.
-const PACKAGES: &str = "acl,attr,busybox-static,dmsetup,e2fsprogs,fuse2fs,iproute2,iputils-ping,kmod,\
-                        libcap2-bin,nftables,procps,strace,tcpdump,xfsprogs";
+const PACKAGES: &str = "acl,attr,btrfs-progs,busybox-static,dmsetup,e2fsprogs,fuse2fs,iproute2,iputils-ping,kmod,\
+                        libcap2-bin,nftables,procps,runc,strace,tcpdump,xfsprogs";
 
 /// On the way to the root disk.
 const DISK_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// Once the root is there; what a kernel lacks is no matter.
 const MODULES: &str = "kvm_amd tun veth bridge sch_ingress cls_u32 cls_bpf cls_matchall cls_flower act_mirred act_gact \
-                       act_police af_packet overlay loop fuse dm_mod dm_snapshot xfs nf_tables nft_chain_nat nft_masq";
+                       act_police af_packet overlay loop fuse dm_mod dm_snapshot xfs btrfs nf_tables nft_chain_nat nft_masq";
 
 /// The image's size: sparse, so room costs nothing.
 const SIZE: &str = "16GiB";
@@ -61,10 +61,15 @@ pub(super) fn make(
         same(&programs.e2e),
         same(&programs.transcript),
         same(&programs.fake),
+        // Where its users look for it.
+        same(&programs.fake.with_file_name("fake-jailer")),
+        mount(&programs.probe, Path::new("/usr/local/bin/fcpipe-probe")),
         same(&root().join("fixtures")),
         mount(&programs.fcpipe, Path::new("/usr/local/bin/fcpipe")),
         mount(firecracker, Path::new("/usr/local/bin/firecracker")),
         mount(&data, Path::new("/var/lib/lab/data")),
+        // For the tests that boot a Debian.
+        mount(&debian, Path::new("/var/lib/lab/debian")),
         mount(
             &kernel.modules.join(&kernel.release),
             &Path::new("/lib/modules").join(&kernel.release),
@@ -237,8 +242,11 @@ ip link set lo up
 hostname lab
 mkdir -p '{tmp}'
 export FCPIPE_FIRECRACKER=/usr/local/bin/firecracker
+# A guest takes ten times as long as on a processor.
+export FCPIPE_BOOT_TIMEOUT=300
 {jailer}export FCPIPE_TEST_VMM=firecracker FCPIPE_TEST_DATA_DIR=/var/lib/lab/data FCPIPE_DATA_DIR=/var/lib/lab/data
-export FCPIPE_TEST_FAKE_FIRECRACKER='{fake}'
+export FCPIPE_TEST_FAKE_FIRECRACKER='{fake}' FCPIPE_TEST_PROBE=/usr/local/bin/fcpipe-probe
+export FCPIPE_TEST_DEBIAN_ROOT=/var/lib/lab/debian
 export FCPIPE_TEST_VMLINUX=$(ls /var/lib/lab/data/kernels/v1/*/vmlinux)
 export LAB_E2E='{e2e}' LAB_TRANSCRIPT='{transcript}'
 cd /root
@@ -260,6 +268,7 @@ busybox reboot -f
 struct Programs {
     fcpipe: PathBuf,
     fake: PathBuf,
+    probe: PathBuf,
     e2e: PathBuf,
     transcript: PathBuf,
 }
@@ -288,13 +297,16 @@ impl Programs {
                     .map(PathBuf::from)
                     .ok_or_else(|| format!("cargo built no {name}"))
             };
-        let programs = built(&[
+        let programs = built(&["build", "--package", "fcpipe", "--bins"])?;
+        let fixtures = built(&[
             "build",
             "--package",
-            "fcpipe",
-            "--package",
             "fcpipe-fake-firecracker",
+            "--package",
+            "fcpipe-probe",
             "--bins",
+            "--target",
+            setup::MUSL,
         ])?;
         let e2e = built(&["test", "--no-run", "--package", "fcpipe", "--test", "e2e"])?;
         let transcript = built(&[
@@ -307,7 +319,8 @@ impl Programs {
         ])?;
         Ok(Self {
             fcpipe: executable(&programs, "fcpipe", false)?,
-            fake: executable(&programs, "fake-firecracker", false)?,
+            fake: executable(&fixtures, "fake-firecracker", false)?,
+            probe: executable(&fixtures, "fcpipe-probe", false)?,
             e2e: executable(&e2e, "e2e", true)?,
             transcript: executable(&transcript, "transcript", true)?,
         })

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use super::image::Made;
+use super::results::Results;
 use crate::Result;
 use crate::shell::command;
 
@@ -55,14 +56,16 @@ pub(super) fn run(dir: &Path, made: &Made) -> Result<u8> {
         .spawn()
         .map_err(|e| format!("qemu-system-x86_64: {e}"))?;
     let stdout = child.stdout.take().ok_or("no output of QEMU")?;
-    let code = follow(BufReader::new(stdout));
+    let mut results = Results::default();
+    let code = follow(BufReader::new(stdout), &mut results);
     let status = child
         .wait()
         .map_err(|e| format!("qemu-system-x86_64: {e}"))?;
+    println!("{results}");
     code?.ok_or_else(|| format!("the lab's machine ended ({status}) before its command did"))
 }
 
-fn follow(mut console: impl BufRead) -> Result<Option<u8>> {
+fn follow(mut console: impl BufRead, results: &mut Results) -> Result<Option<u8>> {
     let mut code = None;
     let mut line = Vec::new();
     let mut out = std::io::stdout().lock();
@@ -76,6 +79,10 @@ fn follow(mut console: impl BufRead) -> Result<Option<u8>> {
             code = std::str::from_utf8(number)
                 .ok()
                 .and_then(|n| n.parse().ok());
+        }
+        // What tests are called is text.
+        if let Ok(text) = std::str::from_utf8(said) {
+            results.line(text);
         }
         // Whoever reads it may have gone.
         let _ = out.write_all(said).and_then(|()| out.write_all(b"\n"));
