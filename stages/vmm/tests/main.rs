@@ -3,7 +3,8 @@
 
 #![allow(
     clippy::unwrap_used,
-    reason = "helpers of tests may unwrap as tests may"
+    clippy::print_stdout,
+    reason = "helpers of tests may unwrap as tests may, and say what is skipped"
 )]
 
 mod bench;
