@@ -99,6 +99,11 @@ pub fn plan(
     alive: &(dyn Fn(&str) -> bool + Sync),
 ) -> Result<Attachment, NetError> {
     let path = namespace.path();
+    if namespace.is_the_host_s() {
+        return Err(NetError::Host {
+            path: path.to_owned(),
+        });
+    }
     let not_ready = |what: String| NetError::NotReady {
         path: path.to_owned(),
         what,

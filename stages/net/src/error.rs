@@ -16,6 +16,9 @@ pub enum NetError {
     /// The path names another namespace than before.
     #[error("{}: another network namespace has taken this path meanwhile", path.display())]
     Replaced { path: PathBuf },
+    /// To take a host's interfaces over would cut it off.
+    #[error("{}: this is the host's own network namespace, or the one that fcpipe runs in", path.display())]
+    Host { path: PathBuf },
     /// The platform has not set the namespace up.
     #[error("{}: {what}", path.display())]
     NotReady { path: PathBuf, what: String },
@@ -49,6 +52,9 @@ impl NetError {
                 Some("it takes CAP_SYS_ADMIN and CAP_NET_ADMIN over the namespace: run as root")
             }
             Self::NotNamespace { .. } => Some("`ip netns add NAME` makes one, at /run/netns/NAME"),
+            Self::Host { .. } => Some(
+                "a machine takes the place of whatever has the namespace's interfaces: name a container's, or use `network.mode: own`",
+            ),
             Self::NotReady { .. } => Some(
                 "the namespace needs a veth end that is up and has an address; `network.mode: none` does without",
             ),

@@ -90,10 +90,7 @@ impl Namespace {
         Ok(Self {
             fd: Arc::new(fd),
             path: path.to_owned(),
-            identity: Identity {
-                device: stat.st_dev,
-                inode: stat.st_ino,
-            },
+            identity: identity(&stat),
         })
     }
 
@@ -106,6 +103,14 @@ impl Namespace {
     /// The namespace of whoever asks.
     pub(crate) fn current() -> Result<Self, NetError> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Whether it is the host's: the one of process 1, or the one that fcpipe itself is in. Interfaces there are not a container's.
+    pub(crate) fn is_the_host_s(&self) -> bool {
+        ["/proc/1/ns/net", "/proc/thread-self/ns/net"]
+            .iter()
+            .filter_map(|path| rustix::fs::stat(*path).ok())
+            .any(|stat| self.identity == identity(&stat))
     }
 
     /// For whoever starts a process in it.
@@ -123,9 +128,7 @@ impl Namespace {
 
     /// Whether the path still leads to this namespace. One whose name was taken away lives on while something holds it.
     pub fn is_there(&self) -> bool {
-        rustix::fs::stat(&self.path).is_ok_and(|stat| {
-            (stat.st_dev, stat.st_ino) == (self.identity.device, self.identity.inode)
-        })
+        rustix::fs::stat(&self.path).is_ok_and(|stat| self.identity == identity(&stat))
     }
 
     /// Does `work` on a thread that is in the namespace, and waits for it. The thread ends there: it never has to find back.
@@ -142,6 +145,13 @@ impl Namespace {
             Ok(work())
         });
         done.map_err(enter)?
+    }
+}
+
+fn identity(stat: &rustix::fs::Stat) -> Identity {
+    Identity {
+        device: stat.st_dev,
+        inode: stat.st_ino,
     }
 }
 

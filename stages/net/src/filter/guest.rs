@@ -3,9 +3,9 @@
 //! | frame | passes when |
 //! |---|---|
 //! | any | its source is the guest's MAC, and it has no VLAN tag |
-//! | ARP | a request or an answer whose sender is the guest's MAC with one of its addresses, or with 0.0.0.0 in a request (RFC 5227) |
-//! | IPv4 | its source is one of the guest's addresses; not DHCP, not an ICMP redirect |
-//! | IPv6 | its source is one of the guest's addresses or the link-local one of its MAC; not DHCPv6, not a router's message; a neighbour advertisement is about an address of the guest |
+//! | ARP | a request or an answer whose sender is the guest's MAC with one of its addresses; with 0.0.0.0 in a request for one of its own (RFC 5227) |
+//! | IPv4 | its source is one of the guest's addresses; not DHCP, and not what routers say: redirects and advertisements of ICMP, questions of IGMP |
+//! | IPv6 | its source is one of the guest's addresses or the link-local one of its MAC; not DHCPv6, not a router's message nor a question of MLD; a neighbour advertisement is about an address of the guest |
 //! | IPv6 from `::` | duplicate address detection of an address of the guest, or a multicast report |
 //! | any other | never |
 //!
@@ -53,7 +53,13 @@ const L4_OF_6: u32 = L3 + 40;
 const EXTENSION: u32 = 8;
 const DHCP: [u32; 2] = [67, 68];
 const DHCP6: [u32; 2] = [546, 547];
-const ICMP_REDIRECT: u32 = 5;
+const IGMP: u32 = 2;
+/// Redirects and router advertisements (RFC 1256) of ICMP.
+const ROUTERS_ICMP: [u32; 2] = [5, 9];
+/// Questions of IGMP, and routers that say that they are there (RFC 4286): a bridge sends all groups to whoever asks.
+const ROUTERS_IGMP: [u32; 2] = [0x11, 0x30];
+/// The question of MLD.
+const MULTICAST_QUERY: u32 = 130;
 const ROUTER_SOLICITATION: u32 = 133;
 const NEIGHBOUR_SOLICITATION: u32 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
@@ -218,18 +224,25 @@ impl Program {
         // The sender's address; a load of the target's sees to it that all of it is there.
         self.asm.load_word(L3 + 24);
         self.asm.load_word(L3 + 14);
-        let (own, operation) = (self.asm.label(), L3 + 6);
+        let (own, probe, operation) = (self.asm.label(), self.asm.label(), L3 + 6);
         for address in guest.v4() {
             self.asm.if_equal(address.to_bits(), own);
         }
         self.asm.unless_equal(0, self.refuse);
         self.asm.load_half(operation);
-        self.asm.if_equal(1, self.accept);
+        self.asm.if_equal(1, probe);
         self.asm.go(self.refuse);
         self.asm.here(own);
         self.asm.load_half(operation);
         self.asm.if_equal(1, self.accept);
         self.asm.if_equal(2, self.accept);
+        self.asm.go(self.refuse);
+        // A probe for another's address makes whoever is about to take it believe that it is taken.
+        self.asm.here(probe);
+        self.asm.load_word(L3 + 24);
+        for address in guest.v4() {
+            self.asm.if_equal(address.to_bits(), self.accept);
+        }
         self.asm.go(self.refuse);
     }
 
@@ -249,20 +262,26 @@ impl Program {
         self.asm.go(self.refuse);
 
         self.asm.here(own);
-        let (udp, icmp) = (self.asm.label(), self.asm.label());
+        let udp = self.asm.label();
+        let (icmp, igmp) = (self.asm.label(), self.asm.label());
         self.asm.load_byte(L3 + 9);
         self.asm.if_equal(UDP, udp);
         self.asm.if_equal(ICMP, icmp);
+        self.asm.if_equal(IGMP, igmp);
         self.asm.go(self.accept);
         self.asm.here(udp);
         self.no_dhcp();
         self.asm.go(self.accept);
-        self.asm.here(icmp);
-        self.later_fragments_pass();
-        self.asm.load_header_length(L3);
-        self.asm.load_byte_after_x(L3);
-        self.asm.if_equal(ICMP_REDIRECT, self.refuse);
-        self.asm.go(self.accept);
+        for (label, routers) in [(icmp, ROUTERS_ICMP), (igmp, ROUTERS_IGMP)] {
+            self.asm.here(label);
+            self.later_fragments_pass();
+            self.asm.load_header_length(L3);
+            self.asm.load_byte_after_x(L3);
+            for kind in routers {
+                self.asm.if_equal(kind, self.refuse);
+            }
+            self.asm.go(self.accept);
+        }
     }
 
     /// Of a UDP datagram over IPv4. The first fragment holds all of the ports: a fragment has a multiple of 8 bytes, and one that
@@ -338,12 +357,12 @@ impl Program {
         self.asm.if_equal(NEIGHBOUR_ADVERTISEMENT, advertisement);
         self.asm.if_equal(NEIGHBOUR_SOLICITATION, self.accept);
         self.asm.if_equal(ROUTER_SOLICITATION, self.accept);
-        // Errors and what has to do with echoes and multicast: 1 to 132, and reports of MLDv2. Router advertisements (134), redirects
-        // (137), renumbering (138) and whatever comes after are routers' business.
+        // Reports of groups, errors and echoes. Questions about groups (130), router advertisements (134), redirects (137), renumbering
+        // (138) and whatever comes after are routers' business.
         for report in MULTICAST_REPORTS {
             self.asm.if_equal(report, self.accept);
         }
-        self.asm.unless_at_least(ROUTER_SOLICITATION, self.accept);
+        self.asm.unless_at_least(MULTICAST_QUERY, self.accept);
         self.asm.go(self.refuse);
         self.asm.here(advertisement);
         self.address_among(L4_OF_6 + 8, guest.v6(), self.accept);
@@ -365,10 +384,10 @@ impl Program {
             match judged {
                 Some(UDP) => self.refuse_ports(content, &DHCP6),
                 Some(_) => {
+                    // Errors and echoes alone: all else fits into one packet.
                     self.asm.load_byte(content);
-                    let neighbours = self.refuse;
-                    self.asm.unless_at_least(ROUTER_SOLICITATION, self.accept);
-                    self.asm.go(neighbours);
+                    self.asm.unless_at_least(MULTICAST_QUERY, self.accept);
+                    self.asm.go(self.refuse);
                 }
                 None => {}
             }

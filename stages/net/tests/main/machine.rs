@@ -151,7 +151,7 @@ impl Ear {
 }
 
 /// What the namespace's own stack says from the veth, which has the machine's MAC: reports of groups, and whether an address is free.
-fn is_chatter(frame: &[u8]) -> bool {
+pub(crate) fn is_chatter(frame: &[u8]) -> bool {
     let report = frame.get(54..62) == Some(&[58, 0, 5, 2, 0, 0, 1, 0]);
     let detection = frame.get(20) == Some(&58) && frame.get(54) == Some(&135);
     frame[12..14] == [0x86, 0xdd] && (report || detection)

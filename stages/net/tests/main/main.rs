@@ -8,6 +8,7 @@
 )]
 
 mod attaching;
+mod frames;
 mod machine;
 mod own;
 mod spoofing;

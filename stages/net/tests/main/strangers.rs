@@ -34,6 +34,29 @@ fn row_40_what_is_no_network_namespace_is_named() {
 }
 
 #[test]
+fn needs_root_row_40_the_host_s_interfaces_are_not_taken_over() {
+    if skip() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("a-container");
+    std::os::unix::fs::symlink("/proc/self/ns/net", &link).unwrap();
+    for path in [Path::new("/proc/self/ns/net"), &link] {
+        let namespace = Namespace::open(path).unwrap();
+        let error = plan(&namespace, &wanted("web-1"), NOBODY).unwrap_err();
+        assert!(matches!(error, NetError::Host { .. }), "{error}");
+        let named = error.to_string().contains(&path.display().to_string());
+        assert!(named && error.hint().is_some(), "{error}");
+    }
+    // One that is not process 1's, but the test's own while it asks.
+    let world = World::new();
+    let namespace = world.namespace();
+    let inside = namespace.inside(|| Ok(plan(&namespace, &wanted("web-1"), NOBODY)));
+    let inside = inside.unwrap();
+    assert!(matches!(inside, Err(NetError::Host { .. })), "{inside:?}");
+}
+
+#[test]
 fn needs_root_row_40_a_namespace_that_is_not_set_up() {
     if skip() {
         return;
