@@ -179,7 +179,7 @@ fn save(asked: &Asked, report: &Value) -> Result<PathBuf> {
 }
 
 /// What the figures were measured on.
-fn host() -> String {
+pub(crate) fn host() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info
         .lines()

@@ -12,7 +12,8 @@
 //!
 //! `bench-ext4 launch FCPIPE …` measures what a launch costs beside its machine (see [`launch`]),
 //! `bench-ext4 cache FCPIPE …` measures launches of which something was built before (see [`cache`]),
-//! `bench-ext4 delta FCPIPE …` those of which something has changed (see [`delta`]).
+//! `bench-ext4 delta FCPIPE …` those of which something has changed (see [`delta`]),
+//! `bench-ext4 net FCPIPE …` a machine beside a container on a bridge (see [`net`]).
 //!
 //! Architecture invariant: it knows fcpipe only as a program that it runs.
 #![allow(
@@ -28,6 +29,7 @@ mod floor;
 mod harness;
 mod launch;
 mod mounts;
+mod net;
 mod run;
 mod trees;
 mod walk;
@@ -76,6 +78,7 @@ fn run(args: &[String]) -> Result<()> {
         ["launch", ..] => launch::bench(&args[1..]),
         ["cache", ..] => cache::bench(&args[1..]),
         ["delta", ..] => delta::bench(&args[1..]),
+        ["net", ..] => net::bench(&args[1..]),
         _ => harness::run(&harness::Asked::from(args)?),
     }
 }

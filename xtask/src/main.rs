@@ -15,7 +15,6 @@ mod bench;
 mod demo;
 mod fuzz;
 mod lab;
-mod net_bench;
 mod rows;
 mod setup;
 mod shell;

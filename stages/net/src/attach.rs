@@ -14,7 +14,7 @@ use crate::look::{self, Route, Uplink};
 use crate::mark::Mark;
 use crate::namespace::{Identity, Namespace};
 use crate::netlink::{Netlink, Request};
-use crate::sys;
+use crate::sys::Tap;
 use crate::tc::{self, End, Kind, Then};
 
 /// How TAP and veth are joined.
@@ -58,8 +58,6 @@ pub struct Attachment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wire {
     pub tap: String,
-    /// What the TAP is called until it is marked: nobody else could hit on it.
-    unmarked: String,
     pub uplink: Uplink,
     /// The guest's MAC.
     pub mac: [u8; 6],
@@ -136,12 +134,9 @@ pub fn plan(
         if addresses.is_empty() {
             return Err(not_ready(format!("{} has no address", uplink.name)));
         }
-        let tap = tap_name(wanted.tap_prefix, &wanted.mark.launch, number);
-        let digits = wanted.mark.digits("tap", number);
         wires.push(Wire {
             qdisc_stays: false,
-            unmarked: format!("fc{}", &digits[..12]),
-            tap,
+            tap: tap_name(wanted.tap_prefix, &wanted.mark.launch, number),
             uplink,
             mac,
             addresses,
@@ -172,33 +167,25 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
             path: attachment.netns.clone(),
         });
     }
-    let mut netlink = namespace.inside(|| {
-        for wire in &attachment.wires {
-            let what = format!("{}: making the TAP", wire.tap);
-            sys::make_tap(&wire.unmarked, attachment.owner).map_err(NetError::kernel(what))?;
-        }
-        Netlink::open()
+    let (mut netlink, made) = namespace.inside(|| {
+        let taps = attachment.wires.iter().map(|wire| {
+            Tap::make(&wire.tap, attachment.owner).map_err(|error| match error.raw_os_error() {
+                Some(libc::EBUSY) => attachment.taken(&wire.tap, "somebody else"),
+                _ => NetError::kernel(format!("{}: making the TAP", wire.tap))(error),
+            })
+        });
+        let taps = taps.collect::<Result<Vec<Tap>, NetError>>()?;
+        Ok((Netlink::open()?, taps))
     })?;
     let mut taps = Vec::with_capacity(attachment.wires.len());
-    for wire in &attachment.wires {
-        let tap = links::by_name(&mut netlink, &wire.unmarked)?;
+    for (wire, made) in attachment.wires.iter().zip(made) {
+        let tap = links::by_name(&mut netlink, &wire.tap)?;
         let index = tap.map_or(0, |tap| tap.index);
-        // Marked and named in one: whoever sees the name sees whose it is.
-        let name = format!("{}: naming the TAP", wire.tap);
-        let renamed = Change::of(index, name)
-            .name(&wire.tap)
-            .alias(&attachment.mark.alias())
-            .mtu(wire.uplink.mtu)
-            .without_ipv6();
-        netlink
-            .one(renamed.request())
-            .map_err(|error| match error {
-                NetError::Kernel { source, .. } if source.raw_os_error() == Some(libc::EEXIST) => {
-                    attachment.taken(&wire.tap, "somebody else")
-                }
-                error => error,
-            })?;
-        netlink.batch(attachment.join(wire, index, &mut taps)?)?;
+        taps.push(index);
+        netlink.batch(attachment.join(wire, index)?)?;
+        // Until now it would have gone with this process: there is never a TAP of ours for long that does not say so.
+        let what = format!("{}: making the TAP last", wire.tap);
+        made.last().map_err(NetError::kernel(what))?;
     }
     if let Mode::Bridge { .. } = attachment.mode {
         for (wire, &tap) in attachment.wires.iter().zip(&taps) {
@@ -247,13 +234,16 @@ impl Attachment {
             .map_err(|refused| NetError::Spec(format!("{}: {refused}", wire.uplink.name)))
     }
 
-    /// What lets frames pass, and which. The guard is there before the TAP is up, and the veth is let go last.
-    fn join(&self, wire: &Wire, tap: u32, taps: &mut Vec<u32>) -> Result<Vec<Request>, NetError> {
-        taps.push(tap);
+    /// Marks a TAP, and what lets frames pass, and which. The guard is there before the TAP is up, and the veth is let go last.
+    fn join(&self, wire: &Wire, tap: u32) -> Result<Vec<Request>, NetError> {
         let guard = self.guard(wire)?;
         let cookie = self.mark.cookie();
         let name = wire.tap.as_str();
-        let mut batch = vec![tc::add_qdisc(tap, &Kind::Clsact, name)];
+        let marked = Change::of(tap, format!("{name}: marking the TAP"))
+            .alias(&self.mark.alias())
+            .mtu(wire.uplink.mtu)
+            .without_ipv6();
+        let mut batch = vec![marked.request(), tc::add_qdisc(tap, &Kind::Clsact, name)];
         let passed = match self.mode {
             Mode::Redirect => Then::Redirect {
                 to: wire.uplink.index,
@@ -360,13 +350,10 @@ impl Attachment {
                 tc::remove_redirects(netlink, uplink.index, cookie, ours, &uplink.name)?;
             }
         }
-        let unmarked = |name: &str| {
-            name == bridge::unmarked_name(&self.mark)
-                || self.wires.iter().any(|wire| wire.unmarked == name)
-        };
+        let unmarked = bridge::unmarked_name(&self.mark);
         for link in found {
-            // A name alone is nobody's property; the temporary ones only we can know.
-            if link.alias.as_deref() == Some(&alias) || unmarked(&link.name) {
+            // A name alone is nobody's property; the temporary one only we can know.
+            if link.alias.as_deref() == Some(&alias) || link.name == unmarked {
                 netlink.one(links::delete(link)).or_else(gone)?;
             }
         }

@@ -25,47 +25,49 @@ pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
 }
 
-/// Makes a TAP that lasts until it is deleted: one queue, no packet information, and headers with offloads (vnet_hdr), as
-/// VMMs take it. It belongs to the namespace of the calling thread.
-///
-/// With an `owner` nobody else may attach to it, but for who has CAP_NET_ADMIN there.
-///
-/// # Errors
-/// EBUSY where the name is taken.
-pub(crate) fn make_tap(name: &str, owner: Option<u32>) -> io::Result<()> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
-    // SAFETY: the structure is of integers and valid when zeroed.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() || name.is_empty() {
-        return Err(io::ErrorKind::InvalidInput.into());
+/// A TAP in the making: it goes with this, unless it was made to last.
+#[derive(Debug)]
+pub(crate) struct Tap(OwnedFd);
+
+impl Tap {
+    /// One queue, no packet information, and headers with offloads (vnet_hdr), as VMMs take it. It belongs to the namespace of
+    /// the calling thread.
+    ///
+    /// With an `owner` nobody else may attach to it, but for who has CAP_NET_ADMIN there.
+    ///
+    /// # Errors
+    /// EBUSY where the name is taken.
+    pub(crate) fn make(name: &str, owner: Option<u32>) -> io::Result<Tap> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
+        // SAFETY: the structure is of integers and valid when zeroed.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        if name.len() >= request.ifr_name.len() || name.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+        request.ifr_ifru.ifru_flags = wanted as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
+        check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+        let tap = Tap(tun);
+        if let Some(owner) = owner {
+            tap.set(libc::TUNSETOWNER as _, owner.into())?;
+        }
+        Ok(tap)
     }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
+
+    /// From now on it stays until it is deleted, and this process lets go of it.
+    pub(crate) fn last(self) -> io::Result<()> {
+        self.set(libc::TUNSETPERSIST as _, 1)
     }
-    let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
-    request.ifr_ifru.ifru_flags = wanted as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
-    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
-    if let Some(owner) = owner {
-        // SAFETY: TUNSETOWNER takes its argument by value.
-        check(unsafe {
-            libc::ioctl(
-                tun.as_raw_fd(),
-                libc::TUNSETOWNER as _,
-                libc::c_ulong::from(owner),
-            )
-        })?;
+
+    fn set(&self, request: libc::Ioctl, value: libc::c_ulong) -> io::Result<()> {
+        // SAFETY: both requests that are made here take their argument by value.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), request, value) }).map(drop)
     }
-    // SAFETY: TUNSETPERSIST takes its argument by value.
-    check(unsafe {
-        libc::ioctl(
-            tun.as_raw_fd(),
-            libc::TUNSETPERSIST as _,
-            1 as libc::c_ulong,
-        )
-    })
-    .map(drop)
 }
 
 /// A raw packet socket on one interface of the calling thread's namespace that hears what the interface receives and `filter` accepts,

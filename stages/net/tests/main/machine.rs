@@ -74,38 +74,79 @@ fn attach(tun: File, tap: &str) -> io::Result<Machine> {
     }
 }
 
+/// A packet socket on an interface. With `ETH_P_ALL` it hears everything there, with 0 nothing.
+fn packet_socket(namespace: &str, interface: &str, protocol: libc::c_int) -> OwnedFd {
+    let namespace = Namespace::open(format!("/run/netns/{namespace}").as_ref()).unwrap();
+    let socket = namespace.inside(|| {
+        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let protocol = (protocol as u16).to_be();
+        // SAFETY: no memory is passed; the descriptor is nobody else's.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_PACKET, kind, i32::from(protocol));
+            assert!(fd >= 0);
+            OwnedFd::from_raw_fd(fd)
+        };
+        let name = std::ffi::CString::new(interface).unwrap();
+        // SAFETY: integers; the name is a C string that lives through the call.
+        let address = unsafe {
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = protocol;
+            address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
+            address
+        };
+        let size = size_of::<libc::sockaddr_ll>() as u32;
+        // SAFETY: the address has the size that is said.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
+        assert_eq!(bound, 0);
+        Ok(socket)
+    });
+    socket.unwrap()
+}
+
+/// Sends one frame many times with each system call, and hears nothing.
+pub(crate) struct Sender {
+    socket: OwnedFd,
+    frame: Vec<u8>,
+}
+
+impl Sender {
+    /// With each call.
+    pub(crate) const FRAMES: usize = 64;
+
+    pub(crate) fn open(namespace: &str, interface: &str, frame: &[u8]) -> Sender {
+        Sender {
+            socket: packet_socket(namespace, interface, 0),
+            frame: frame.to_vec(),
+        }
+    }
+
+    /// How many were sent.
+    pub(crate) fn send(&self) -> usize {
+        let mut part = libc::iovec {
+            iov_base: self.frame.as_ptr().cast_mut().cast(),
+            iov_len: self.frame.len(),
+        };
+        // SAFETY: integers and pointers, valid when zeroed.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_iov = &raw mut part;
+        message.msg_hdr.msg_iovlen = 1;
+        let mut messages = [message; Self::FRAMES];
+        let count = Self::FRAMES as libc::c_uint;
+        // SAFETY: the messages, their one part and the frame, which is only read, live through the call.
+        let sent =
+            unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
+        // A full queue of the socket takes none; whoever counts will see.
+        usize::try_from(sent).unwrap_or(0)
+    }
+}
+
 /// Hears everything at an interface.
 pub(crate) struct Ear(OwnedFd);
 
 impl Ear {
     pub(crate) fn open(namespace: &str, interface: &str) -> Ear {
-        let namespace = Namespace::open(format!("/run/netns/{namespace}").as_ref()).unwrap();
-        let socket = namespace.inside(|| {
-            let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            let every = (libc::ETH_P_ALL as u16).to_be();
-            // SAFETY: no memory is passed; the descriptor is nobody else's.
-            let socket = unsafe {
-                let fd = libc::socket(libc::AF_PACKET, kind, i32::from(every));
-                assert!(fd >= 0);
-                OwnedFd::from_raw_fd(fd)
-            };
-            let name = std::ffi::CString::new(interface).unwrap();
-            // SAFETY: integers; the name is a C string that lives through the call.
-            let address = unsafe {
-                let mut address: libc::sockaddr_ll = std::mem::zeroed();
-                address.sll_family = libc::AF_PACKET as u16;
-                address.sll_protocol = every;
-                address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-                address
-            };
-            let size = size_of::<libc::sockaddr_ll>() as u32;
-            // SAFETY: the address has the size that is said.
-            let bound =
-                unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
-            assert_eq!(bound, 0);
-            Ok(socket)
-        });
-        Ear(socket.unwrap())
+        Ear(packet_socket(namespace, interface, libc::ETH_P_ALL))
     }
 
     pub(crate) fn hear(&self) -> Option<Vec<u8>> {
@@ -141,12 +182,6 @@ impl Ear {
             }
         }
         heard
-    }
-
-    /// Sends a frame out of the interface.
-    pub(crate) fn speak(&self, frame: &[u8]) {
-        // A full queue loses it, as any interface would.
-        let _ = rustix::net::send(&self.0, frame, rustix::net::SendFlags::empty());
     }
 }
 
