@@ -220,7 +220,7 @@ fn stream(
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
+        let text = output.stderr.escape_ascii().to_string();
         return Err(format!("{script}: {}: {text}", output.status).into());
     }
     rate
@@ -265,7 +265,7 @@ fn vmm() -> Result<String> {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<String> = command
             .split(|&byte| byte == 0)
-            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .map(|word| word.escape_ascii().to_string())
             .collect();
         let program = words[0].rsplit('/').next().unwrap_or_default();
         if program.starts_with("firecracker") {
@@ -283,7 +283,7 @@ fn vmm() -> Result<String> {
 fn said(command: &mut Command) -> Result<String> {
     let output = command.output()?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
+        let text = output.stderr.escape_ascii().to_string();
         return Err(format!("{command:?}: {}: {text}", output.status).into());
     }
     Ok(String::from_utf8(output.stdout)?)
