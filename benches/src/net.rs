@@ -1,17 +1,18 @@
 //! A machine and a container on one bridge: round trips, and TCP streams to the bridge and from it.
 //!
-//! Both hang on a bridge in a "host" namespace by a veth pair each, and both use the same busybox. The other end is this program, in the
-//! host's namespace: it pings, takes streams and sends them, and has the only clock. The time of a stream is from its first byte to its
-//! last, so starting a process in the machine is no part of it.
+//! Both hang on a bridge in a "host" namespace by a veth pair each, and both use the same busybox: `httpd` to send, which lets the kernel do it
+//! (sendfile), and `wget` to receive. The other end is this program, in the host's namespace: it pings, takes streams and sends them, and has the
+//! only clock. The time of a stream is from its first byte to its last, so starting a process in the machine is no part of it.
 //!
 //! A machine whose processor is emulated says nothing about a share of native speed; so VMM and accelerator stand over the table.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -27,6 +28,10 @@ const CONTAINER: (&str, &str) = ("fcbench-plain", "192.168.1.6");
 const MACHINE: (&str, &str) = ("fcbench-vm", "192.168.1.5");
 const HOST: (&str, &str) = ("fcbench-host", "192.168.1.1");
 const PINGS: &str = "200";
+/// Where the server in the machine and in the container listens, and what it has.
+const HTTP: &str = "8080";
+const SERVED: &str = "srv";
+const FILE: &str = "big";
 /// For the guest's process: to ping, and nothing else.
 const CAPABILITIES: &[&str] = &["CAP_NET_RAW"];
 /// Without a byte for so long, a stream has failed.
@@ -93,21 +98,23 @@ fn in_namespace(name: &str) -> Command {
 }
 
 fn measure(asked: &Asked) -> Result<()> {
-    let bundle = bundle(&asked.dir)?;
+    let bundle = bundle(asked)?;
     let mut start = asked.program();
     start.args(["run", "--detach", "--id", MACHINE.0]);
-    said(start.arg(bundle))?;
+    said(start.arg(&bundle))?;
     let vmm = vmm()?;
-    let mut container = Figures::default();
-    let mut machine = Figures::default();
+    let served = bundle.join("rootfs").join(SERVED);
+    let mut container = Figures::of(CONTAINER.1, served, Box::new(|| in_namespace(CONTAINER.0)))?;
+    let served = Path::new("/").join(SERVED);
+    let mut machine = Figures::of(MACHINE.1, served, Box::new(|| asked.in_machine()))?;
     for _ in 0..asked.runs {
-        container.add(CONTAINER.1, asked.amount, &|| in_namespace(CONTAINER.0))?;
-        machine.add(MACHINE.1, asked.amount, &|| asked.in_machine())?;
+        container.add(asked.amount)?;
+        machine.add(asked.amount)?;
     }
-    let runs = asked.runs;
+    let (runs, mib) = (asked.runs, asked.amount >> 20);
     println!("\nmachine: {vmm}; {}", crate::harness::host());
     println!(
-        "| {runs} runs, medians | round trip, ms | to the bridge, MiB/s | from the bridge, MiB/s |"
+        "| {runs} runs of {mib} MiB, medians | round trip, ms | to the bridge, MiB/s | from the bridge, MiB/s |"
     );
     println!("|---|---|---|---|");
     let rows = json!({
@@ -126,28 +133,45 @@ fn measure(asked: &Asked) -> Result<()> {
     Ok(())
 }
 
-#[derive(Default)]
-struct Figures {
+/// Makes a command that runs where what is measured is.
+type Exec<'a> = Box<dyn Fn() -> Command + 'a>;
+
+struct Figures<'a> {
+    address: &'static str,
+    exec: Exec<'a>,
+    /// Ends with this.
+    server: Child,
     round_trip: Vec<f64>,
     to_bridge: Vec<f64>,
     from_bridge: Vec<f64>,
 }
 
-impl Figures {
-    fn add(&mut self, address: &str, amount: u64, exec: &dyn Fn() -> Command) -> Result<()> {
-        self.round_trip.push(ping(address)?);
-        let mib = (amount >> 20).to_string();
-        let listener = listen()?;
-        let port = listener.local_addr()?.port();
-        let script = format!(
-            "busybox dd if=/dev/zero bs=1M count={mib} 2>/dev/null | busybox nc {} {port}",
-            HOST.1
-        );
-        self.to_bridge
-            .push(stream(&listener, exec, &script, |end| take(end, amount))?);
-        let script = format!("busybox nc {} {port} > /dev/null", HOST.1);
-        self.from_bridge
-            .push(stream(&listener, exec, &script, |end| give(end, amount))?);
+impl Drop for Figures<'_> {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+impl<'a> Figures<'a> {
+    fn of(address: &'static str, served: PathBuf, exec: Exec<'a>) -> Result<Figures<'a>> {
+        let mut server = exec();
+        server.args(["busybox", "httpd", "-f", "-p", HTTP, "-h"]);
+        let server = server.arg(served).stdout(Stdio::null()).spawn()?;
+        Ok(Figures {
+            address,
+            exec,
+            server,
+            round_trip: Vec::new(),
+            to_bridge: Vec::new(),
+            from_bridge: Vec::new(),
+        })
+    }
+
+    fn add(&mut self, amount: u64) -> Result<()> {
+        self.round_trip.push(ping(self.address)?);
+        self.to_bridge.push(take(self.address, amount)?);
+        self.from_bridge.push(give(&self.exec, amount)?);
         Ok(())
     }
 
@@ -183,55 +207,43 @@ fn ping(address: &str) -> Result<f64> {
     Ok(mean.ok_or_else(|| format!("ping said: {text}"))?.parse()?)
 }
 
-/// Opened in the host's namespace; it belongs there, whichever thread uses it.
-fn listen() -> Result<TcpListener> {
+/// Does something on a thread that is in the host's namespace: sockets belong to the namespace that they are opened in.
+fn in_host<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let path = Path::new("/run/netns").join(HOST.0);
     let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let thread = std::thread::Builder::new().name("netns".to_owned());
-    let thread = thread.spawn(move || -> Result<TcpListener> {
-        use std::os::fd::AsFd as _;
+    let thread = thread.spawn(move || {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        Ok(TcpListener::bind((HOST.1, 0))?)
+        work()
     })?;
     thread
         .join()
         .map_err(|_| "the thread in the namespace panicked")?
 }
 
-/// Lets a script connect, does this end's part, and gives MiB a second.
-fn stream(
-    listener: &TcpListener,
-    exec: &dyn Fn() -> Command,
-    script: &str,
-    part: impl Fn(TcpStream) -> Result<f64>,
-) -> Result<f64> {
-    let mut command = exec();
-    command.args(["sh", "-ec", script]);
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let (end, _) = listener.accept()?;
+fn patient(end: &TcpStream) -> Result<()> {
     end.set_read_timeout(Some(SILENCE))?;
-    end.set_write_timeout(Some(SILENCE))?;
-    let rate = part(end);
-    if rate.is_err() {
-        let _ = child.kill();
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let text = output.stderr.escape_ascii().to_string();
-        return Err(format!("{script}: {}: {text}", output.status).into());
-    }
-    rate
+    Ok(end.set_write_timeout(Some(SILENCE))?)
 }
 
 fn rate(amount: u64, begun: Instant) -> f64 {
     amount as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64()
 }
 
-/// Reads to the end, from the first byte on.
-fn take(mut end: TcpStream, amount: u64) -> Result<f64> {
+/// Gets the file from the server at `address`: MiB a second, from the first byte on.
+fn take(address: &'static str, amount: u64) -> Result<f64> {
+    let port: u16 = HTTP.parse()?;
+    let deadline = Instant::now() + SILENCE;
+    let mut end = loop {
+        match in_host(move || Ok(TcpStream::connect((address, port))?)) {
+            Ok(end) => break end,
+            // The server is about to start.
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    patient(&end)?;
+    end.write_all(format!("GET /{FILE} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut buffer = vec![0; 1 << 20];
     let mut got = end.read(&mut buffer)? as u64;
     let begun = Instant::now();
@@ -241,22 +253,45 @@ fn take(mut end: TcpStream, amount: u64) -> Result<f64> {
             read => got += read as u64,
         }
     }
-    match got == amount {
+    // There is a header before it.
+    match (amount..amount + 4096).contains(&got) {
         true => Ok(rate(amount, begun)),
-        false => Err(format!("{got} bytes came, not {amount}").into()),
+        false => Err(format!("{got} bytes came from {address}, not {amount}").into()),
     }
 }
 
-/// Writes all of it, until the other end has read it and gone.
-fn give(mut end: TcpStream, amount: u64) -> Result<f64> {
-    let buffer = vec![0; 1 << 20];
+/// Has whoever `exec` is get as much: MiB a second, until it has read it all and gone.
+fn give(exec: &Exec<'_>, amount: u64) -> Result<f64> {
+    let listener = in_host(|| Ok(TcpListener::bind((HOST.1, 0))?))?;
+    let url = format!("http://{}/{FILE}", listener.local_addr()?);
+    let mut client = exec();
+    client.args(["busybox", "wget", "-q", "-O", "/dev/null", &url]);
+    let client = client
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (mut end, _) = listener.accept()?;
+    patient(&end)?;
+    // The question is short and comes whole.
+    let mut buffer = vec![0; 1 << 20];
+    let _ = end.read(&mut buffer)?;
+    buffer.fill(0);
     let begun = Instant::now();
+    let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {amount}\r\n\r\n");
+    end.write_all(head.as_bytes())?;
     for _ in 0..amount >> 20 {
         end.write_all(&buffer)?;
     }
-    end.shutdown(std::net::Shutdown::Write)?;
-    while end.read(&mut [0; 16])? > 0 {}
-    Ok(rate(amount, begun))
+    end.shutdown(Shutdown::Write)?;
+    // To whoever goes before it has read all, the rest cannot be delivered: that is an error here.
+    while end.read(&mut buffer)? > 0 {}
+    let rate = rate(amount, begun);
+    let output = client.wait_with_output()?;
+    if !output.status.success() {
+        let text = output.stderr.escape_ascii();
+        return Err(format!("{url}: {}: {text}", output.status).into());
+    }
+    Ok(rate)
 }
 
 /// The program that runs the machine, and what executes the guest.
@@ -328,8 +363,8 @@ impl Drop for Platform {
     }
 }
 
-fn bundle(dir: &Path) -> Result<PathBuf> {
-    let bundle = dir.join("bundle");
+fn bundle(asked: &Asked) -> Result<PathBuf> {
+    let bundle = asked.dir.join("bundle");
     let bin = bundle.join("rootfs/bin");
     fs::create_dir_all(&bin)?;
     if !bin.join("busybox").exists() {
@@ -343,6 +378,9 @@ fn bundle(dir: &Path) -> Result<PathBuf> {
             symlink("busybox", bin.join(name))?;
         }
     }
+    let served = bundle.join("rootfs").join(SERVED);
+    fs::create_dir_all(&served)?;
+    fs::File::create(served.join(FILE))?.set_len(asked.amount)?;
     let config = json!({
         "ociVersion": "1.0.2",
         "process": {
