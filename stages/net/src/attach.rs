@@ -184,8 +184,8 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
         taps.push(index);
         netlink.batch(attachment.join(wire, index)?)?;
         // Until now it would have gone with this process: there is never a TAP of ours for long that does not say so.
-        let what = format!("{}: making the TAP last", wire.tap);
-        made.last().map_err(NetError::kernel(what))?;
+        let what = format!("{}: keeping the TAP", wire.tap);
+        made.keep().map_err(NetError::kernel(what))?;
     }
     if let Mode::Bridge { .. } = attachment.mode {
         for (wire, &tap) in attachment.wires.iter().zip(&taps) {

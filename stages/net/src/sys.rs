@@ -25,7 +25,7 @@ pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
 }
 
-/// A TAP in the making: it goes with this, unless it was made to last.
+/// A TAP in the making: it goes with this, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Tap(OwnedFd);
 
@@ -60,7 +60,7 @@ impl Tap {
     }
 
     /// From now on it stays until it is deleted, and this process lets go of it.
-    pub(crate) fn last(self) -> io::Result<()> {
+    pub(crate) fn keep(self) -> io::Result<()> {
         self.set(libc::TUNSETPERSIST as _, 1)
     }
 
