@@ -48,7 +48,7 @@ pub struct Attachment {
     mark: Mark,
     mode: Mode,
     antispoof: bool,
-    /// The user that may attach to the TAPs, where that is not everybody who can open them: a jailed VMM's.
+    /// The user that may attach to the TAPs, where that is not this process's: a jailed VMM's.
     #[serde(default)]
     pub owner: Option<u32>,
     pub wires: Vec<Wire>,
@@ -167,9 +167,12 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
             path: attachment.netns.clone(),
         });
     }
+    // Without an owner, whoever is in the namespace could be the guest.
+    let owner = attachment.owner;
+    let owner = owner.unwrap_or_else(|| rustix::process::geteuid().as_raw());
     let (mut netlink, made) = namespace.inside(|| {
         let taps = attachment.wires.iter().map(|wire| {
-            Tap::make(&wire.tap, attachment.owner).map_err(|error| match error.raw_os_error() {
+            Tap::make(&wire.tap, owner).map_err(|error| match error.raw_os_error() {
                 Some(libc::EBUSY) => attachment.taken(&wire.tap, "somebody else"),
                 _ => NetError::kernel(format!("{}: making the TAP", wire.tap))(error),
             })

@@ -33,11 +33,11 @@ impl Tap {
     /// One queue, no packet information, and headers with offloads (vnet_hdr), as VMMs take it. It belongs to the namespace of
     /// the calling thread.
     ///
-    /// With an `owner` nobody else may attach to it, but for who has CAP_NET_ADMIN there.
+    /// Nobody but its `owner` may attach to it, and who has CAP_NET_ADMIN there.
     ///
     /// # Errors
     /// EBUSY where the name is taken.
-    pub(crate) fn make(name: &str, owner: Option<u32>) -> io::Result<Tap> {
+    pub(crate) fn make(name: &str, owner: u32) -> io::Result<Tap> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
         // SAFETY: the structure is of integers and valid when zeroed.
@@ -53,9 +53,7 @@ impl Tap {
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
         check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
         let tap = Tap(tun);
-        if let Some(owner) = owner {
-            tap.set(libc::TUNSETOWNER as _, owner.into())?;
-        }
+        tap.set(libc::TUNSETOWNER as _, owner.into())?;
         Ok(tap)
     }
 

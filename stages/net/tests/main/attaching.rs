@@ -93,6 +93,28 @@ fn needs_root_a_tap_with_an_owner_is_for_that_user_alone() {
 }
 
 #[test]
+fn needs_root_nobody_else_in_the_namespace_can_be_the_guest() {
+    if skip() {
+        return;
+    }
+    let world = World::new();
+    let attachment = planned(&world, "web-1").unwrap();
+    make(&world.namespace(), &attachment).unwrap();
+    let namespace = world.namespace();
+    let somebody = 65534;
+    let attached = Machine::open_as(&namespace, "b9fc_web-1", somebody);
+    let refused = attached.err().and_then(|error| error.raw_os_error());
+    assert_eq!(refused, Some(libc::EPERM));
+    // Of one that belongs to nobody, anybody could be the guest.
+    let name = &world.container;
+    sh(&format!(
+        "ip -n {name} tuntap add anybody_s mode tap vnet_hdr"
+    ));
+    Machine::open_as(&namespace, "anybody_s", somebody).unwrap();
+    Machine::open(&namespace, "b9fc_web-1");
+}
+
+#[test]
 fn needs_root_each_interface_of_a_namespace_gets_a_tap() {
     if skip() {
         return;
