@@ -117,7 +117,10 @@ fn qemu_needs_root_a_guest_has_the_container_s_place_and_the_host_does_not_notic
 
     let before = platform.host_state();
     let inside_before = platform.container_state(0);
-    let machine = Machine::start(&world, &platform, 0, &["network.dns=10.50.0.2"]);
+    // Room for what is sent from the guest.
+    let size = format!("disk.size={}MiB", 256 + transfer());
+    let set = ["network.dns=10.50.0.2", &size];
+    let machine = Machine::start(&world, &platform, 0, &set);
     // Nothing on the host's side differs while it runs.
     assert_same(&platform.host_state(), &before, "");
 
@@ -172,8 +175,8 @@ fn qemu_needs_root_a_guest_has_the_container_s_place_and_the_host_does_not_notic
         assert_eq!(got, "served\n", "{to}");
     }
     machine.must(&format!(
-        "mkdir /srv && echo of the guest > /srv/index.html
-         dd if=/dev/urandom of=/srv/up bs=1M count={}
+        "mkdir /srv && echo of the guest > /srv/index.html &&
+         dd if=/dev/urandom of=/srv/up bs=1M count={} &&
          busybox httpd -p 80 -h /srv",
         transfer() / 5
     ));
