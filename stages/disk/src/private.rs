@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use fcpipe_sparse::Data;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::DiskError;
@@ -136,17 +137,9 @@ fn copy_data(from: &File, to: &OwnedFd, cancelled: &dyn Fn() -> bool) -> Result<
     let size = rustix::fs::fstat(from)?.st_size as u64;
     rustix::fs::ftruncate(to, size)?;
     let mut copied = 0;
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // No data from here to the end.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error),
-        };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
-        copied += copy_run(from, to, start, end, cancelled)?;
-        at = end;
+    for run in Data::of(from.as_fd(), size)? {
+        let run = run?;
+        copied += copy_run(from, to, run.start, run.end, cancelled)?;
     }
     Ok(copied)
 }

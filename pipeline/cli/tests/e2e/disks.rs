@@ -228,6 +228,46 @@ fn needs_root_qemu_the_guest_sees_the_source_with_clone_on_xfs_and_btrfs() {
     }
 }
 
+/// Where the kernel's XFS calls data a hole (docs/scan.md), no byte is missing for that.
+#[test]
+fn needs_root_row_19_a_shared_file_of_xfs_that_was_written_to_is_whole_in_the_image() {
+    let Some(xfs) = xfs() else { return };
+    let source = xfs.path("source");
+    fs::create_dir(&source).unwrap();
+    let script = "truncate -s 32M a
+        dd if=/dev/urandom of=a bs=4096 seek=516 count=2000 conv=notrunc oflag=direct status=none
+        sync; cp --reflink=always a b
+        dd if=/dev/urandom of=b bs=4096 seek=526 count=1 conv=notrunc oflag=direct status=none";
+    let mut sh = Command::new("sh");
+    sh.args(["-ec", script]).current_dir(&source);
+    assert!(sh.status().unwrap().success());
+
+    let world = World::new();
+    let mount =
+        json!({"destination": "/mnt", "type": "bind", "source": &source, "options": ["bind"]});
+    let bundle = world.bundle(&["true"], &[mount]);
+    let (image, on) = (world.path("image"), world.path("on"));
+    let built = world
+        .fcpipe()
+        .arg("build")
+        .arg(bundle)
+        .arg("-o")
+        .arg(&image)
+        .output();
+    assert_code(&built.unwrap(), 0);
+    fs::create_dir(&on).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-o", "loop,ro"]).args([&image, &on]);
+    assert!(mount.status().unwrap().success());
+    let same = ["a", "b"].map(|name| {
+        let mut cmp = Command::new("cmp");
+        let files = [source.join(name), on.join("mnt").join(name)];
+        cmp.args(files).status().unwrap().success()
+    });
+    let _ = Command::new("umount").arg(&on).status();
+    assert_eq!(same, [true, true]);
+}
+
 /// What an overlay file system hides of the image, as docs/disks.md lists it.
 #[test]
 fn needs_root_qemu_the_guest_sees_the_source_with_overlay_but_for_the_listed_differences() {

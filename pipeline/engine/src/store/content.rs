@@ -11,11 +11,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use crate::digest::Digest;
 
@@ -154,23 +152,10 @@ impl Hasher {
 /// The numbers of the pieces in which something was written.
 fn written_pieces(file: &File, size: u64) -> io::Result<Vec<u64>> {
     let mut pieces: Vec<u64> = Vec::new();
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // Nothing from here to the end.
-            Err(Errno::NXIO) => break,
-            // A file system that does not tell: everything counts as written.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-            Err(errno) => return Err(errno.into()),
-        };
-        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(size),
-            Err(_) => size,
-        };
-        let from = (start / PIECE).max(pieces.last().map_or(0, |last| last + 1));
-        pieces.extend(from..end.div_ceil(PIECE));
-        at = end.max(at + 1);
+    for run in fcpipe_sparse::Data::of(file.as_fd(), size)? {
+        let run = run?;
+        let from = (run.start / PIECE).max(pieces.last().map_or(0, |last| last + 1));
+        pieces.extend(from..run.end.div_ceil(PIECE));
     }
     Ok(pieces)
 }

@@ -3,7 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+
+use fcpipe_sparse::Data;
 
 use super::buffer::Buffer;
 
@@ -22,7 +26,7 @@ pub fn digest_file(file: &File, threads: Option<NonZeroUsize>) -> io::Result<bla
         .thread_name(|number| format!("digest-{number}"))
         .build()
         .map_err(io::Error::other)?;
-    let holes = Holes::new(file);
+    let holes = Holes::new(file, len)?;
     pool.install(|| hash(file, len, holes))
 }
 
@@ -69,37 +73,26 @@ fn hash(file: &File, len: u64, mut holes: Holes<'_>) -> io::Result<blake3::Hash>
 
 /// Where a file has no data, found as the reading goes on.
 struct Holes<'a> {
-    file: &'a File,
-    /// The data that was found last.
-    start: u64,
-    end: u64,
+    data: Data<'a>,
+    /// The data that was found last; at the end, none.
+    found: Option<Range<u64>>,
 }
 
 impl<'a> Holes<'a> {
-    fn new(file: &'a File) -> Self {
-        Holes {
-            file,
-            start: 0,
-            end: 0,
-        }
+    fn new(file: &'a File, len: u64) -> io::Result<Self> {
+        let mut data = Data::of(file.as_fd(), len)?;
+        let found = data.next().transpose()?;
+        Ok(Holes { data, found })
     }
 
     /// Whether `len` bytes from `at` are all in a hole. Asked with growing `at`.
     fn contains(&mut self, at: u64, len: u64) -> io::Result<bool> {
-        if self.end <= at {
-            use rustix::fs::SeekFrom;
-            use rustix::io::Errno;
-            match rustix::fs::seek(self.file, SeekFrom::Data(at)) {
-                Ok(start) => {
-                    self.start = start;
-                    self.end = rustix::fs::seek(self.file, SeekFrom::Hole(start))?;
-                }
-                Err(Errno::NXIO) => (self.start, self.end) = (u64::MAX, u64::MAX),
-                // It can't say: all of it may be data.
-                Err(Errno::INVAL) => (self.start, self.end) = (0, u64::MAX),
-                Err(error) => return Err(error.into()),
-            }
+        while let Some(found) = &self.found
+            && found.end <= at
+        {
+            self.found = self.data.next().transpose()?;
         }
-        Ok(self.start >= at.saturating_add(len))
+        let found = self.found.as_ref();
+        Ok(found.is_none_or(|found| found.start >= at.saturating_add(len)))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::model::{DataRun, HOLE_UNIT};
@@ -20,26 +19,9 @@ pub(super) fn may_have(size: u64, blocks: u64) -> bool {
 /// where all of it is data.
 pub(super) fn data_runs(file: BorrowedFd<'_>, size: u64) -> Result<Option<Vec<DataRun>>, Errno> {
     let mut runs: Vec<DataRun> = Vec::new();
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // No data from here to the end.
-            Err(Errno::NXIO) => break,
-            // The file system knows no holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
-            Err(errno) => return Err(errno),
-        };
-        if start >= size {
-            break;
-        }
-        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(size),
-            Err(Errno::NXIO) => size,
-            Err(errno) => return Err(errno),
-        };
-        push(&mut runs, start, end);
-        at = end.max(start + 1);
+    for run in fcpipe_sparse::Data::of(file, size)? {
+        let run = run?;
+        push(&mut runs, run.start, run.end);
     }
     let units = size.div_ceil(HOLE_UNIT) as u32;
     let whole = [DataRun {

@@ -389,7 +389,7 @@ fn last_image(cache: &Path, flat: &Path) {
     }
     let path = |line: &str| line.split_once(' ').unwrap().1.to_owned();
     let copy = |from: &str| {
-        // Not `cp`, which asks for holes: the XFS of Linux 6.1 gives some where a shared file has data (docs/disks.md).
+        // Not `cp`, which asks for holes: the XFS of Linux 6.1 gives some where a shared file has data (docs/scan.md).
         let done = Command::new("dd")
             .args(["bs=1M", "conv=sparse", "status=none"])
             .args([format!("if={from}"), format!("of={}", flat.display())])
