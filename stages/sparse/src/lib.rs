@@ -133,10 +133,12 @@ mod tests {
 
     use super::*;
 
-    fn data(file: &File) -> Vec<Range<u64>> {
+    /// Starts and ends.
+    fn data(file: &File) -> Vec<(u64, u64)> {
         let size = file.metadata().unwrap().len();
         let data = Data::of(file.as_fd(), size).unwrap();
-        data.map(Result::unwrap).collect()
+        data.map(|run| run.map(|run| (run.start, run.end)).unwrap())
+            .collect()
     }
 
     /// What is said to be a hole reads as zeros; whether there was one at all.
@@ -145,14 +147,14 @@ mod tests {
         let mut end = 0;
         let mut any = false;
         let mut ranges = data(file);
-        ranges.push(size..size);
+        ranges.push((size, size));
         for range in ranges {
-            assert!(range.start >= end, "{range:?}");
-            let mut hole = vec![1; (range.start - end) as usize];
+            assert!(range.0 >= end, "{range:?}");
+            let mut hole = vec![1; (range.0 - end) as usize];
             file.read_exact_at(&mut hole, end).unwrap();
             assert!(hole.iter().all(|&byte| byte == 0), "{end} to {range:?}");
             any |= !hole.is_empty();
-            end = range.end;
+            end = range.1;
         }
         any
     }
@@ -164,9 +166,9 @@ mod tests {
         file.set_len(1 << 40).unwrap();
         assert_eq!(data(&file), []);
         file.write_all_at(&[1; 4096], 1 << 30).unwrap();
-        assert_eq!(data(&file), [1 << 30..(1 << 30) + 4096]);
+        assert_eq!(data(&file), [(1 << 30, (1 << 30) + 4096)]);
         file.set_len((1 << 30) + 100).unwrap();
-        assert_eq!(data(&file), [1 << 30..(1 << 30) + 100]);
+        assert_eq!(data(&file), [(1 << 30, (1 << 30) + 100)]);
     }
 
     /// True, and says why, where XFS can't be mounted: it is the kernel's to have, so it is no failure anywhere.

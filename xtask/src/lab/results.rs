@@ -17,6 +17,8 @@ pub(super) struct Results {
     part: String,
     /// Whose own output the lines are.
     speaker: Option<String>,
+    /// A test that has begun, and whose line something else got into.
+    begun: Option<String>,
     /// By part and name.
     tests: BTreeMap<(String, String), Result>,
 }
@@ -26,15 +28,12 @@ impl Results {
         if let Some(part) = line.strip_prefix("lab: in ") {
             part.clone_into(&mut self.part);
         } else if let Some(test) = line.strip_prefix("test ") {
-            let Some((name, result)) = test.rsplit_once(" ... ") else {
-                return;
-            };
-            let result = match result {
-                "ok" => Result::Ran,
-                "FAILED" => Result::Failed,
-                _ => return,
-            };
-            self.tests.insert(self.key(name), result);
+            if let Some((name, result)) = test.split_once(" ... ") {
+                self.begun = Some(name.to_owned());
+                self.end(result);
+            }
+        } else if self.begun.is_some() {
+            self.end(line);
         } else if let Some(name) = line
             .strip_prefix("---- ")
             .and_then(|rest| rest.strip_suffix(" stdout ----"))
@@ -48,6 +47,17 @@ impl Results {
             if self.tests.get(&key) == Some(&Result::Ran) {
                 self.tests.insert(key, Result::Skipped(why.to_owned()));
             }
+        }
+    }
+
+    fn end(&mut self, result: &str) {
+        let result = match result {
+            "ok" => Result::Ran,
+            "FAILED" => Result::Failed,
+            _ => return,
+        };
+        if let Some(name) = self.begun.take() {
+            self.tests.insert(self.key(&name), result);
         }
     }
 
@@ -89,7 +99,9 @@ mod tests {
 running 3 tests
 test a::one ... ok
 test a::two ... FAILED
-test a::three ... ok
+test a::three ... somebody's words
+more of them
+ok
 
 successes:
 

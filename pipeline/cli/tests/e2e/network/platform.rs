@@ -10,6 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -108,6 +109,12 @@ impl Platform {
         sh(&format!(
             "ip netns exec {host} nft -f - <<'END'\n{rules}\nEND"
         ));
+        // Its ports come up in a moment, and then it does, or a later look would find it changed.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !sh(&format!("ip -n {host} link show b9_br0")).contains("state UP") {
+            assert!(Instant::now() < deadline, "the bridge does not come up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Platform {
             host,
             outside,
