@@ -77,6 +77,25 @@ pub(crate) fn dump(image: &Path) -> Option<String> {
     Some(text(&output))
 }
 
+/// Gives this thread, and what it starts, mounts of its own. Else whatever program of the host makes itself a mount
+/// namespace meanwhile gets a copy of ours, and the file system stays in use when it is unmounted here.
+#[track_caller]
+fn own_mounts() {
+    thread_local!(static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if DONE.replace(true) {
+        return;
+    }
+    let flags = rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS;
+    #[allow(unsafe_code, reason = "unshare for one thread")]
+    // SAFETY: no descriptors are unshared, and what this thread looks up by path is its own affair.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.expect("a mount namespace");
+    let status = Command::new("mount")
+        .args(["--make-rprivate", "/"])
+        .status()
+        .expect("mount");
+    assert!(status.success(), "mounts can't be made private");
+}
+
 /// A loop mount; unmounted when dropped.
 pub(crate) struct Mount {
     dir: tempfile::TempDir,
@@ -86,6 +105,7 @@ impl Mount {
     /// Mounts an image with those options beside `loop`.
     #[track_caller]
     pub(crate) fn new(image: &Path, options: &str) -> Mount {
+        own_mounts();
         let dir = tempfile::tempdir().expect("a directory");
         let status = Command::new("mount")
             .args(["-t", "ext4", "-o", &format!("loop,{options}")])
@@ -121,7 +141,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         // After a failure, or after `unmount`, when it does nothing.
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
         if mounts
             .lines()
             .any(|line| line.split(' ').nth(1) == self.path().to_str())
