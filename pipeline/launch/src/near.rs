@@ -25,6 +25,14 @@ struct Hint {
     base: Digest,
 }
 
+/// A base as it was found.
+pub(crate) struct Found {
+    base: Base,
+    imprint: Imprint,
+    /// Seconds since 1970.
+    made: u64,
+}
+
 /// The base of an image, kept from being collected.
 pub(crate) struct Base {
     pub(crate) image: Object,
@@ -58,16 +66,35 @@ impl Lineage {
         cx.leave_hint(&self.0, &Hint { base });
     }
 
-    /// Lays a tree out near the base, if there is one that is near enough.
+    /// The base. Whatever is wrong with it makes `None`: then there is none.
+    pub(crate) fn find(&self, cx: &Cx) -> Option<Found> {
+        let hint: Hint = cx.hint(&self.0)?;
+        let (kept, made) = cx.earlier(&Key::new(hint.base))?;
+        let (image, imprint) = Image::base(kept)?;
+        let lease = cx.lease(&image).ok()?;
+        let read = cx.lease(&imprint).ok()?;
+        let imprint = Imprint::new(read_all(&read.file, imprint.size)?).ok()?;
+        let base = Base { image, lease };
+        Some(Found {
+            base,
+            imprint,
+            made,
+        })
+    }
+}
+
+impl Found {
+    /// Lays a tree out near the base, if it is near enough.
     pub(crate) fn lay_out(
-        &self,
-        cx: &Cx,
+        self,
         composed: &Composed,
         options: &Options,
     ) -> Result<Option<Nearby>, LayoutError> {
-        let Some((base, imprint, made)) = self.find(cx) else {
-            return Ok(None);
-        };
+        let Found {
+            base,
+            imprint,
+            made,
+        } = self;
         let contents = |node| composed.content_id(node);
         let near = fcpipe_ext4::layout_near(composed.tree(), options, &imprint, &contents, false)?;
         let change = match near {
@@ -84,22 +111,11 @@ impl Lineage {
             old || change.file_blocks > BLOCKS || change.files > FILES || change.holes > HOLES;
         Ok(Some(Nearby { base, change, far }))
     }
-
-    /// The base, its imprint, and when it was made. Whatever is wrong with it makes `None`: then there is no base.
-    fn find(&self, cx: &Cx) -> Option<(Base, Imprint, u64)> {
-        let hint: Hint = cx.hint(&self.0)?;
-        let (kept, made) = cx.earlier(&Key::new(hint.base))?;
-        let (image, imprint) = Image::base(kept)?;
-        let lease = cx.lease(&image).ok()?;
-        let read = cx.lease(&imprint).ok()?;
-        let imprint = Imprint::new(read_all(&read.file, imprint.size)?).ok()?;
-        Some((Base { image, lease }, imprint, made))
-    }
 }
 
 /// A file of a known length, read into memory that is not touched before.
 fn read_all(file: &File, size: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(usize::try_from(size).ok()?);
+    let mut bytes = fcpipe_tree::memory::with_room(usize::try_from(size).ok()?);
     let read = file.take(size).read_to_end(&mut bytes).ok()?;
     (read as u64 == size).then_some(bytes)
 }

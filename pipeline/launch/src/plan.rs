@@ -10,7 +10,7 @@ use fcpipe_ext4::{Layout, LayoutError, Sizing};
 use fcpipe_tree::{Composed, Layer};
 
 use crate::keys::ContentValue;
-use crate::near::{Lineage, Nearby};
+use crate::near::{self, Lineage, Nearby};
 use crate::scan::{Scanned, TREE};
 
 /// Who writes the ext4 image.
@@ -136,10 +136,20 @@ impl Stage for PlanImage {
                 scan: cx.get(&part.scan)?.scan(cx)?,
             });
         }
-        let composed = match self.assembly {
-            Assembly::Mounted => fcpipe_tree::compose(layers),
-            Assembly::Gathered => fcpipe_tree::gather(layers),
-        };
+        let (composed, base) = std::thread::scope(|scope| {
+            // Reading what is remembered of the base takes as long as composing.
+            let base = self.lineage.as_ref().filter(|_| !self.anew).map(|lineage| {
+                let thread = std::thread::Builder::new().name("base".to_owned());
+                thread.spawn_scoped(scope, || lineage.find(cx))
+            });
+            let composed = match self.assembly {
+                Assembly::Mounted => fcpipe_tree::compose(layers),
+                Assembly::Gathered => fcpipe_tree::gather(layers),
+            };
+            // Without one the image is laid out from nothing.
+            let base = base.and_then(|thread| thread.ok()?.join().ok()?);
+            (composed, base)
+        });
         let composed = composed.map_err(|e| cx.fail(FailureKind::Source, "the mounts", e))?;
         // A missing source is all that composing warns of, and its scan has said so: each time, as a
         // probe always runs.
@@ -156,7 +166,7 @@ impl Stage for PlanImage {
                     ..Default::default()
                 };
                 let shape = self
-                    .lay_out(cx, &composed, &options)
+                    .lay_out(cx, &composed, &options, base)
                     .map_err(|e| cx.fail(FailureKind::Source, "the image's layout", e))?;
                 if let Some(layout) = shape.layout() {
                     for warning in &layout.warnings {
@@ -180,16 +190,17 @@ impl PlanImage {
         cx: &Cx,
         composed: &Composed,
         options: &fcpipe_ext4::Options,
+        base: Option<near::Found>,
     ) -> Result<Shape, LayoutError> {
-        let Some(lineage) = &self.lineage else {
+        if self.lineage.is_none() {
             let layout = fcpipe_ext4::layout(composed.tree(), options)?;
             return Ok(Shape::Native {
                 layout,
                 imprint: None,
             });
-        };
-        if !self.anew
-            && let Some(near) = lineage.lay_out(cx, composed, options)?
+        }
+        if let Some(base) = base
+            && let Some(near) = base.lay_out(composed, options)?
         {
             return Ok(Shape::Near(near));
         }

@@ -31,7 +31,6 @@ mod hash;
 mod ids;
 mod layout;
 mod map;
-mod memory;
 mod mke2fs;
 mod near;
 mod numbers;

@@ -21,6 +21,7 @@
 mod compose;
 mod index;
 mod look;
+pub mod memory;
 mod model;
 mod opener;
 mod scan;

@@ -9,6 +9,7 @@ use fcpipe_spec::Content;
 use crate::index::{Encoder, Index, IndexDir};
 use crate::model::Timestamp;
 use crate::scan::{Found, Manner, Scan, ScanChange, ScanError, ScanOptions, ScanWarning, Trust};
+use crate::sys;
 
 /// What a source is now: the digests of its [`Scan`] at once, and the Scan itself for whoever asks.
 #[derive(Debug)]
@@ -178,8 +179,10 @@ impl Looked {
         let Some(scan) = self.scan.get().map(Arc::clone) else {
             return;
         };
+        let stamps = self.stamps;
         let work = move || {
-            let Some(encoded) = encoder.finish(&identity, &scan) else {
+            sys::step_back();
+            let Some(encoded) = encoder.finish(&identity, &scan, stamps) else {
                 return;
             };
             if old != Some(encoded.whole()) {

@@ -27,7 +27,7 @@ impl Buffer {
         };
         let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut buffer = Buffer { at, len };
-        crate::memory::prefer_huge_pages(&mut buffer);
+        fcpipe_tree::memory::prefer_huge_pages(&mut buffer);
         Ok(buffer)
     }
 }

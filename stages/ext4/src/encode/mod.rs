@@ -4,6 +4,7 @@ mod groups;
 mod inodes;
 mod superblock;
 
+use fcpipe_tree::memory::with_room;
 use fcpipe_tree::{Kind, NodeId};
 use rayon::prelude::*;
 
@@ -149,7 +150,7 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
     }
 
     let mut metadata = vec![0; size as usize];
-    crate::memory::prefer_huge_pages(&mut metadata);
+    fcpipe_tree::memory::prefer_huge_pages(&mut metadata);
     let mut jobs: Vec<Job<'_>> = sections
         .into_iter()
         .map(|section| Job {
@@ -374,7 +375,7 @@ fn file_extents(decided: &Decided<'_>) -> Vec<MapExtent> {
     let Decided {
         content, placement, ..
     } = decided;
-    let mut extents = Vec::with_capacity(content.tree.len());
+    let mut extents = with_room(content.tree.len());
     for item in content.numbers.all_items() {
         let node = content.numbers.node(item);
         if !matches!(content.tree.kind(node), Kind::File { .. })
@@ -400,7 +401,7 @@ fn file_extents(decided: &Decided<'_>) -> Vec<MapExtent> {
 
 /// Two lists in the order of the disk as one.
 fn merge(metadata: Vec<MapExtent>, files: Vec<MapExtent>) -> Vec<MapExtent> {
-    let mut all = Vec::with_capacity(metadata.len() + files.len());
+    let mut all = with_room(metadata.len() + files.len());
     let mut files = files.into_iter().peekable();
     for extent in metadata {
         while let Some(file) = files.next_if(|file| file.block < extent.block) {

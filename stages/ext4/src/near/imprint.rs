@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use fcpipe_tree::memory::with_room;
 use fcpipe_tree::{ContentId, DataRun, Kind, NodeId, Tree};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -373,8 +374,8 @@ pub(crate) fn write(
     let content = decided.content;
     let (tree, numbers) = (content.tree, &content.numbers);
     let sets = hashes_of_sets(tree);
-    let mut nodes = Vec::with_capacity(tree.len());
-    let mut entries: Vec<PEntry> = Vec::with_capacity(tree.len());
+    let mut nodes = with_room(tree.len());
+    let mut entries: Vec<PEntry> = with_room(tree.len());
     let mut bytes = Vec::new();
     let mut runs: Vec<PDataRun> = Vec::new();
     let mut dirs = content.dirs.iter();
@@ -535,8 +536,7 @@ pub(crate) fn write(
     for ((count, table), size) in head.counts.iter_mut().zip(tables).zip(SIZES) {
         *count = ((table.len() / size) as u64).into();
     }
-    let mut out =
-        Vec::with_capacity(size_of::<Head>() + tables.iter().map(|t| t.len()).sum::<usize>());
+    let mut out = with_room(size_of::<Head>() + tables.iter().map(|t| t.len()).sum::<usize>());
     out.extend_from_slice(head.as_bytes());
     for table in tables {
         out.extend_from_slice(table);

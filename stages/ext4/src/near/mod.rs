@@ -21,6 +21,7 @@ mod tests;
 
 use std::collections::HashMap;
 
+use fcpipe_tree::memory::with_room;
 use fcpipe_tree::{ContentId, Kind, NodeId, Tree};
 use rayon::prelude::*;
 
@@ -231,7 +232,7 @@ fn number(
     let mut free = (first..=last)
         .filter(|ino| !in_use[*ino as usize])
         .chain(last + 1..=geometry.inodes());
-    let mut of_node = Vec::with_capacity(tree.len());
+    let mut of_node = with_room(tree.len());
     for node in tree.nodes() {
         of_node.push(InodeNo(kept(node).or_else(|| free.next())?));
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::ids::{Ids, Refused};
 use super::world::{Change, Place, Position, World};
 use super::{ComposeError, MADE, Packed};
+use crate::memory::with_room;
 use crate::model::writer::{MOST, Writer};
 use crate::model::{Kind, Meta, NewKind, NodeId, Timestamp, Tree, Xattr};
 use crate::scan::{Scan, made_directory};
@@ -32,7 +33,7 @@ pub(super) fn render(world: &World<'_>) -> Result<Rendered, ComposeError> {
     let mut render = Render {
         world,
         writer: Writer::new(meta, xattrs, room),
-        origins: Vec::with_capacity(room),
+        origins: with_room(room),
         sets: world
             .layers()
             .iter()

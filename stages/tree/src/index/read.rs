@@ -114,6 +114,7 @@ impl Index {
             bytes,
             rows,
             listed: Vec::new(),
+            hash: place.hash,
         };
         if rows > DENSE {
             block.listed = block.rows().iter().map(|row| row.listed.get()).collect();
@@ -130,6 +131,7 @@ pub(crate) struct Block {
     /// Of a large directory, which is looked at in pieces, the rows' inode numbers side by side: a search
     /// among the rows themselves would wait for memory at every step.
     listed: Vec<u64>,
+    hash: [u8; 32],
 }
 
 /// More rows than this are a large directory.
@@ -146,6 +148,22 @@ impl Block {
         let (rows, _) =
             <[Row]>::ref_from_prefix_with_elems(rest, self.rows).expect("checked when it was read");
         rows
+    }
+
+    /// All of it, as it is in the file, and the hash of that.
+    pub(super) fn whole(&self) -> (&[u8], [u8; 32]) {
+        (&self.bytes, self.hash)
+    }
+
+    /// The numbers of its rows in the order of names, in which their names were written down.
+    pub(crate) fn by_name(&self) -> Vec<u32> {
+        let rows = self.rows();
+        let mut order: Vec<(u32, u32)> = (0..)
+            .zip(rows)
+            .map(|(number, row)| (row.name_at.get(), number))
+            .collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, number)| number).collect()
     }
 
     fn text(&self) -> &[u8] {

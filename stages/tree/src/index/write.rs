@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::format::{Head, Header, MAGIC, Place, Row, Seen, flag};
+use super::read::Block;
+use crate::memory::with_room;
 use crate::model::DataRun;
 use crate::scan::{Scan, ScanWarning, Set};
 
@@ -14,6 +16,8 @@ use crate::scan::{Scan, ScanWarning, Set};
 pub(crate) struct Encoder {
     out: Vec<u8>,
     places: Vec<Place>,
+    /// By directory: its block is one of the old index as it is, so its hash is known.
+    kept: Vec<bool>,
     sets: Vec<Set>,
     known: HashMap<Set, u32>,
     /// Of the open directory.
@@ -46,12 +50,13 @@ pub(crate) struct Encoded {
 impl Encoder {
     /// `room`: how many entries to expect.
     pub(crate) fn new(room: usize) -> Self {
-        let mut out = Vec::with_capacity(size_of::<Header>() + room * (size_of::<Row>() + 24));
+        let mut out = with_room(size_of::<Header>() + room * (size_of::<Row>() + 24));
         out.resize(size_of::<Header>(), 0);
         let none = Set::default();
         Encoder {
             out,
             places: Vec::new(),
+            kept: Vec::new(),
             sets: vec![none.clone()],
             known: HashMap::from([(none, 0)]),
             head: None,
@@ -136,6 +141,53 @@ impl Encoder {
         self.rows.push(row);
     }
 
+    /// The next directory is one of the old index. What it refers to by numbers is put right by the other `recalled_…`.
+    pub(crate) fn begin_recalled(&mut self, block: &Block, xattrs: u32) {
+        self.end();
+        let (bytes, hash) = block.whole();
+        let at = self.out.len();
+        self.out.extend_from_slice(bytes);
+        self.places.push(Place {
+            at: (at as u64).into(),
+            len: (bytes.len() as u32).into(),
+            hash,
+        });
+        self.kept.push(true);
+        if block.head().xattrs.get() != xattrs {
+            self.renumber(|head, _| head.xattrs = xattrs.into());
+        }
+    }
+
+    /// The set of a row of a directory that was begun so.
+    pub(crate) fn recalled_set(&mut self, row: u32, old: u32, xattrs: u32) {
+        if old != xattrs {
+            self.renumber(|_, rows| rows[row as usize].xattrs = xattrs.into());
+        }
+    }
+
+    /// The number of the directory that a row of it is.
+    pub(crate) fn recalled_directory(&mut self, row: u32, old: u32, number: u32) {
+        if old != number {
+            self.renumber(|_, rows| rows[row as usize].body_at = number.into());
+        }
+    }
+
+    /// Changes the last directory's block, so that it is not the old index's any more.
+    fn renumber(&mut self, change: impl FnOnce(&mut Head, &mut [Row])) {
+        let (Some(place), Some(kept)) = (self.places.last(), self.kept.last_mut()) else {
+            return;
+        };
+        let block = &mut self.out[place.at.get() as usize..];
+        let Ok((head, rest)) = Head::mut_from_prefix(block) else {
+            return;
+        };
+        let count = head.rows.get() as usize;
+        if let Ok((rows, _)) = <[Row]>::mut_from_prefix_with_elems(rest, count) {
+            change(head, rows);
+            *kept = false;
+        }
+    }
+
     fn end(&mut self) {
         let Some(mut head) = self.head.take() else {
             return;
@@ -158,14 +210,23 @@ impl Encoder {
             // When all is there, behind the launch.
             hash: [0; 32],
         });
+        self.kept.push(false);
         self.rows.clear();
         self.text.clear();
     }
 
-    /// The whole index of a scan. `None` where an index can't say all that the scan does.
-    pub(crate) fn finish(mut self, identity: &blake3::Hash, scan: &Scan) -> Option<Encoded> {
+    /// The whole index of a scan; `stamps`: their digest. `None` where an index can't say all that the scan does.
+    pub(crate) fn finish(
+        mut self,
+        identity: &blake3::Hash,
+        scan: &Scan,
+        stamps: blake3::Hash,
+    ) -> Option<Encoded> {
         self.end();
-        for place in &mut self.places {
+        for (place, kept) in self.places.iter_mut().zip(&self.kept) {
+            if *kept {
+                continue;
+            }
             let at = place.at.get() as usize;
             let block = &self.out[at..at + place.len.get() as usize];
             place.hash = *blake3::hash(block).as_bytes();
@@ -200,7 +261,7 @@ impl Encoder {
         header.magic = MAGIC;
         header.identity = *identity.as_bytes();
         header.tree = *scan.tree.digest().as_bytes();
-        header.stamps = *scan.digest_of_stamps().as_bytes();
+        header.stamps = *stamps.as_bytes();
         header.entries = scan.entries.into();
         header.bytes = scan.bytes.into();
         header.started = scan.started.secs.into();

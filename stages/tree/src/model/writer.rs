@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use crate::memory::with_room;
+
 use super::{Kind, Meta, NewKind, Node, NodeId, RawEntry, Span, Tree, Xattr};
 
 /// The largest number of nodes, entries or bytes of names that a Tree can hold.
@@ -26,9 +28,9 @@ impl Writer {
         xattrs.sort();
         let mut writer = Writer {
             tree: Tree {
-                nodes: Vec::with_capacity(room),
-                entries: Vec::with_capacity(room),
-                bytes: Vec::with_capacity(room * 12),
+                nodes: with_room(room),
+                entries: with_room(room),
+                bytes: with_room(room * 12),
                 runs: Vec::new(),
                 xattr_sets: vec![Vec::new()],
                 digest: OnceLock::new(),

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use bstr::ByteSlice;
 
-use super::walk::{Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Walked, What};
+use rustix::fs::FileType;
+
+use super::walk::{Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Recalled, Walked, What};
 use super::{Request, Scan, ScanError, ScanRoot, ScanWarning, Stamp, join, walk};
-use crate::index::{Body, Encoder, Index, Seen};
+use crate::index::{Body, Encoder, Index, Seen, flag};
+use crate::memory::with_room;
 use crate::model::writer::{MOST, Writer};
 use crate::model::{Meta, NewKind, NodeId, Timestamp};
 use crate::sys::{self, Entrance};
@@ -30,7 +33,7 @@ struct Assembly<'a> {
     encoder: Option<Encoder>,
     stamps: Vec<Stamp>,
     contents: Vec<[u8; 32]>,
-    /// By worker; the last is for what the index has read.
+    /// By worker; the last is for what is taken over from the index.
     finds: Vec<Finds>,
     /// By worker and by its number for a set: the Tree's number and the new index's.
     sets: Vec<Vec<Option<(u32, u32)>>>,
@@ -50,8 +53,25 @@ struct Assembly<'a> {
 /// A directory whose names are still to be added.
 struct Waiting {
     node: NodeId,
-    facts: Facts,
-    parts: Vec<Part>,
+    /// The new index's number of its set.
+    set: u32,
+    below: Below,
+}
+
+/// What is known of a directory.
+enum Below {
+    Read { facts: Facts, parts: Vec<Part> },
+    Recalled(Recalled),
+}
+
+/// Everything but a directory, and what it is called by.
+struct Inode<'a> {
+    seen: &'a Seen,
+    /// The Tree's number of its set.
+    set: u32,
+    kind: NewKind<'a>,
+    /// The hash of what it holds, if that was read.
+    content: Option<&'a [u8; 32]>,
 }
 
 /// A scan and what is to be written for the next one.
@@ -85,7 +105,7 @@ pub(super) fn directory(
         // Its metadata is put right below.
         writer: Writer::new(made_directory(Timestamp::default()), Vec::new(), room),
         encoder: encode.then(|| Encoder::new(room)),
-        stamps: Vec::with_capacity(room),
+        stamps: with_room(room),
         contents: Vec::new(),
         sets: walked
             .finds
@@ -102,38 +122,70 @@ pub(super) fn directory(
         settled: true,
     };
     let mut dirs = walked.dirs;
-    let (facts, parts) = match dirs[0].take() {
-        Some(Outcome::Listed(top)) => assembly.listed(top),
-        // The source itself went away between two calls.
-        _ => {
-            return Err(ScanError::Changed {
-                path: request.source.to_path_buf(),
-            });
-        }
+    // The source itself may have gone away between two calls.
+    let Some(below) = assembly.below(dirs[0].take()) else {
+        return Err(ScanError::Changed {
+            path: request.source.to_path_buf(),
+        });
     };
-    let (_, set) = assembly.top(&facts);
-    let node = NodeId::ROOT;
-    let mut waiting = std::collections::VecDeque::from([(Waiting { node, facts, parts }, set)]);
-    while let Some((dir, set)) = waiting.pop_front() {
+    let mut waiting = std::collections::VecDeque::from([assembly.top(below)]);
+    while let Some(dir) = waiting.pop_front() {
         assembly.writer.begin(dir.node);
-        if let Some(encoder) = &mut assembly.encoder {
-            encoder.begin(dir.facts.seen, set, dir.facts.settled);
-        }
-        each_sorted(&dir.parts, |part, item| {
-            let name = part.name(item);
-            match &item.what {
-                What::Directory(number) => {
-                    let outcome = dirs[*number as usize].take();
-                    waiting.extend(assembly.directory(dir.node, name, item.listed, outcome));
+        match dir.below {
+            Below::Read { facts, parts } => {
+                if let Some(encoder) = &mut assembly.encoder {
+                    encoder.begin(facts.seen, dir.set, facts.settled);
                 }
-                What::Leaf(facts, leaf) => assembly.leaf(dir.node, name, item, facts, leaf, part),
-                What::Own => assembly.left_out(dir.node, name),
-                What::Covered => {
-                    let path = assembly.path(dir.node, name);
-                    assembly.warnings.push(ScanWarning::CoveredFile { path });
+                each_sorted(&parts, |part, item| {
+                    let name = part.name(item);
+                    match &item.what {
+                        What::Directory(number) => {
+                            let outcome = dirs[*number as usize].take();
+                            let found = assembly.directory(dir.node, name, outcome);
+                            let Some((waits, number)) = found else { return };
+                            if let Some(encoder) = &mut assembly.encoder {
+                                let body = Body::Directory(number);
+                                encoder.row(name, item.listed, Seen::none(), 0, true, &body);
+                            }
+                            waiting.push_back(waits);
+                        }
+                        What::Leaf(facts, leaf) => {
+                            assembly.leaf(dir.node, name, item, facts, leaf, part);
+                        }
+                        What::Own => assembly.left_out(dir.node, name),
+                        What::Covered => {
+                            let path = assembly.path(dir.node, name);
+                            assembly.warnings.push(ScanWarning::CoveredFile { path });
+                        }
+                    }
+                });
+            }
+            Below::Recalled(recalled) => {
+                if let Some(encoder) = &mut assembly.encoder {
+                    encoder.begin_recalled(&recalled.block, dir.set);
+                }
+                let rows = recalled.block.rows();
+                for &number in &recalled.order {
+                    let row = &rows[number as usize];
+                    let name = recalled.block.name(row);
+                    if !row.is(flag::DIRECTORY) {
+                        assembly.row(dir.node, name, number, &recalled);
+                        continue;
+                    }
+                    let there = dirs.get_mut(recalled.number(number) as usize);
+                    let outcome = there.and_then(Option::take);
+                    let Some((waits, new)) = assembly.directory(dir.node, name, outcome) else {
+                        // It went away after its parent was looked at, which the block can't say.
+                        assembly.encoder = None;
+                        continue;
+                    };
+                    if let Some(encoder) = &mut assembly.encoder {
+                        encoder.recalled_directory(number, row.body_at.get(), new);
+                    }
+                    waiting.push_back(waits);
                 }
             }
-        });
+        }
     }
     assembly.finish(entrance).map(Some)
 }
@@ -187,6 +239,18 @@ fn each_sorted(parts: &[Part], mut call: impl FnMut(&Part, &Item)) {
 }
 
 impl Assembly<'_> {
+    /// What is known of a directory that is there.
+    fn below(&mut self, outcome: Option<Outcome>) -> Option<Below> {
+        match outcome {
+            Some(Outcome::Listed(listing)) => {
+                let (facts, parts) = self.listed(listing);
+                Some(Below::Read { facts, parts })
+            }
+            Some(Outcome::Recalled(recalled)) => Some(Below::Recalled(recalled)),
+            _ => None,
+        }
+    }
+
     /// A directory that was looked at: what was kept of the index is made like what was read.
     fn listed(&mut self, listing: Listing) -> (Facts, Vec<Part>) {
         let mut parts = listing.parts;
@@ -204,26 +268,40 @@ impl Assembly<'_> {
         (listing.facts, parts)
     }
 
-    /// The source itself; gives the numbers of its set.
-    fn top(&mut self, facts: &Facts) -> (u32, u32) {
-        let (worker, number) = (facts.worker as usize, facts.xattrs as usize);
-        let set = &self.finds[worker].sets.get(number);
-        let xattrs = set.map(|set| set.xattrs.clone()).unwrap_or_default();
-        self.writer = Writer::new(facts.seen.meta(), xattrs, self.stamps.capacity());
-        self.stamps.push(facts.seen.stamp());
-        self.set(facts, NodeId::ROOT, b"")
+    /// What a directory is itself, and its set: the worker and its number for it.
+    fn itself(&self, below: &Below) -> (Seen, (usize, u32)) {
+        match below {
+            Below::Read { facts, .. } => (facts.seen, (facts.worker as usize, facts.xattrs)),
+            Below::Recalled(recalled) => {
+                let head = recalled.block.head();
+                (head.seen, (self.finds.len() - 1, head.xattrs.get()))
+            }
+        }
     }
 
-    /// Adds a directory, and gives what is to be added below it.
+    /// The source itself.
+    fn top(&mut self, below: Below) -> Waiting {
+        let (seen, (worker, number)) = self.itself(&below);
+        let set = &self.finds[worker].sets.get(number as usize);
+        let xattrs = set.map(|set| set.xattrs.clone()).unwrap_or_default();
+        self.writer = Writer::new(seen.meta(), xattrs, self.stamps.capacity());
+        self.stamps.push(seen.stamp());
+        let (_, set) = self.set((worker, number), NodeId::ROOT, b"");
+        Waiting {
+            node: NodeId::ROOT,
+            set,
+            below,
+        }
+    }
+
+    /// Adds a directory, and gives what is to be added below it and the directory's number in the new index.
     fn directory(
         &mut self,
         parent: NodeId,
         name: &[u8],
-        listed: u64,
         outcome: Option<Outcome>,
     ) -> Option<(Waiting, u32)> {
-        let (facts, parts) = match outcome {
-            Some(Outcome::Listed(listing)) => self.listed(listing),
+        match &outcome {
             Some(Outcome::Covered) => {
                 let meta = made_directory(self.writer.meta(parent).mtime);
                 self.writer.add(name, meta, NewKind::Directory, 0);
@@ -231,28 +309,27 @@ impl Assembly<'_> {
                 self.entries += 1;
                 let path = self.path(parent, name);
                 self.warnings.push(ScanWarning::NotCrossed { path });
-                return None;
             }
-            Some(Outcome::Own) => {
-                self.left_out(parent, name);
-                return None;
-            }
-            // What is the same was recalled before.
-            Some(Outcome::Absent | Outcome::Same { .. }) | None => return None,
-        };
-        let (set, encoded) = self.set(&facts, parent, name);
-        let meta = facts.seen.meta();
-        let node = self.writer.add(name, meta, NewKind::Directory, set);
-        self.stamps.push(facts.seen.stamp());
-        self.entries += 1;
-        if let Some(encoder) = &mut self.encoder {
-            let body = Body::Directory(self.dirs);
-            encoder.row(name, listed, Seen::none(), 0, true, &body);
+            Some(Outcome::Own) => self.left_out(parent, name),
+            _ => {}
         }
+        let below = self.below(outcome)?;
+        let (seen, set) = self.itself(&below);
+        let (set, encoded) = self.set(set, parent, name);
+        let node = self.writer.add(name, seen.meta(), NewKind::Directory, set);
+        self.stamps.push(seen.stamp());
+        self.entries += 1;
+        let number = self.dirs;
         self.dirs += 1;
-        Some((Waiting { node, facts, parts }, encoded))
+        let waits = Waiting {
+            node,
+            set: encoded,
+            below,
+        };
+        Some((waits, number))
     }
 
+    /// Adds what was looked at.
     fn leaf(
         &mut self,
         parent: NodeId,
@@ -262,37 +339,96 @@ impl Assembly<'_> {
         leaf: &Leaf,
         part: &Part,
     ) {
-        self.entries += 1;
-        let (set, encoded) = self.set(facts, parent, name);
+        let (set, encoded) = self.set((facts.worker as usize, facts.xattrs), parent, name);
         let seen = &facts.seen;
-        let (mut kind, mut body, mut hash) = (NewKind::Socket, Body::Other, None);
         let (major, minor) = seen.device();
-        match *leaf {
+        let finds = &self.finds[part.worker];
+        let (mut body, mut hash) = (Body::Other, None);
+        // Hole maps of the finds are given to the Tree by value, as both are the assembly's.
+        let mut runs = Vec::new();
+        let kind = match *leaf {
             Leaf::File { holes, content } => {
                 self.settled &= facts.settled;
-                let finds = &self.finds[part.worker];
-                hash = content.map(|n| &finds.contents[n as usize]);
-                let data = holes.map(|n| &self.finds[part.worker].holes[n as usize][..]);
+                hash = content.map(|n| finds.contents[n as usize]);
+                let data = holes.map(|n| {
+                    runs.clone_from(&finds.holes[n as usize]);
+                    &runs[..]
+                });
                 let size = seen.size();
-                kind = NewKind::File { size, data };
                 body = Body::File {
                     runs: data,
-                    content: hash,
+                    content: hash.as_ref(),
                 };
+                NewKind::File { size, data }
             }
             Leaf::Symlink { at, len } => {
                 let target = part.target(at, len);
-                kind = NewKind::Symlink { target };
                 body = Body::Symlink(target);
+                NewKind::Symlink { target }
             }
-            Leaf::CharDevice => kind = NewKind::CharDevice { major, minor },
-            Leaf::BlockDevice => kind = NewKind::BlockDevice { major, minor },
-            Leaf::Fifo => kind = NewKind::Fifo,
-            Leaf::Socket => {}
-        }
+            Leaf::CharDevice => NewKind::CharDevice { major, minor },
+            Leaf::BlockDevice => NewKind::BlockDevice { major, minor },
+            Leaf::Fifo => NewKind::Fifo,
+            Leaf::Socket => NewKind::Socket,
+        };
         if let Some(encoder) = &mut self.encoder {
             encoder.row(name, item.listed, *seen, encoded, facts.settled, &body);
         }
+        self.inode(
+            name,
+            Inode {
+                seen,
+                set,
+                kind,
+                content: hash.as_ref(),
+            },
+        );
+    }
+
+    /// Adds what is a row of the index.
+    fn row(&mut self, parent: NodeId, name: &[u8], number: u32, recalled: &Recalled) {
+        let block = &recalled.block;
+        let row = &block.rows()[number as usize];
+        let old = row.xattrs.get();
+        let (set, encoded) = self.set((self.finds.len() - 1, old), parent, name);
+        if let Some(encoder) = &mut self.encoder {
+            encoder.recalled_set(number, old, encoded);
+        }
+        let (major, minor) = row.seen.device();
+        let (mut runs, mut hash) = (Vec::new(), None);
+        let kind = match FileType::from_raw_mode(row.seen.mode()) {
+            FileType::Symlink => NewKind::Symlink {
+                target: block.body(row),
+            },
+            FileType::CharacterDevice => NewKind::CharDevice { major, minor },
+            FileType::BlockDevice => NewKind::BlockDevice { major, minor },
+            FileType::Fifo => NewKind::Fifo,
+            FileType::Socket => NewKind::Socket,
+            _ => {
+                hash = block.content(row);
+                let data = row.is(flag::SPARSE).then(|| {
+                    runs = block.runs(row);
+                    &runs[..]
+                });
+                let size = row.seen.size();
+                NewKind::File { size, data }
+            }
+        };
+        self.inode(
+            name,
+            Inode {
+                seen: &row.seen,
+                set,
+                kind,
+                content: hash.as_ref(),
+            },
+        );
+    }
+
+    /// Adds a name in the open directory, and what it is called by unless that has another name already.
+    fn inode(&mut self, name: &[u8], inode: Inode<'_>) {
+        self.entries += 1;
+        let seen = inode.seen;
         let stamp = seen.stamp();
         let identity = (stamp.dev, stamp.ino);
         if seen.links() > 1
@@ -301,12 +437,12 @@ impl Assembly<'_> {
             self.writer.link(name, node);
             return;
         }
-        if let NewKind::File { size, .. } = kind {
+        if let NewKind::File { size, .. } = inode.kind {
             self.bytes += size;
         }
-        let node = self.writer.add(name, seen.meta(), kind, set);
+        let node = self.writer.add(name, seen.meta(), inode.kind, inode.set);
         self.stamps.push(stamp);
-        if let Some(hash) = hash {
+        if let Some(hash) = inode.content {
             self.contents.resize(node.index(), [0; 32]);
             self.contents.push(*hash);
         }
@@ -315,12 +451,12 @@ impl Assembly<'_> {
         }
     }
 
-    /// The Tree's number and the new index's for the set of `name` in `parent`.
-    fn set(&mut self, facts: &Facts, parent: NodeId, name: &[u8]) -> (u32, u32) {
-        if facts.xattrs == 0 {
+    /// The Tree's number and the new index's for a worker's set, which `name` in `parent` has.
+    fn set(&mut self, (worker, number): (usize, u32), parent: NodeId, name: &[u8]) -> (u32, u32) {
+        if number == 0 {
             return (0, 0);
         }
-        let (worker, number) = (facts.worker as usize, facts.xattrs as usize);
+        let number = number as usize;
         let set = &self.finds[worker].sets[number];
         for attribute in &set.foreign {
             let path = self.writer.path(parent, name);

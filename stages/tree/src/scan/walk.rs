@@ -26,7 +26,7 @@ use worker::Worker;
 pub(super) use recall::recall;
 
 pub(super) use found::{
-    Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Walked, What, remembered,
+    Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Recalled, Walked, What, remembered,
 };
 
 /// How many changes one worker tells of.

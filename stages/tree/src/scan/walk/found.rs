@@ -41,12 +41,46 @@ pub(in crate::scan) enum Outcome {
         /// Rows that are directories, and the numbers they have in this walk; `None`: those of the index.
         children: Option<Vec<Kept>>,
     },
+    /// The same, when it was read from the index.
+    Recalled(Recalled),
     /// Gone before it was opened.
     Absent,
     /// fcpipe's own.
     Own,
     /// Another mount covers it.
     Covered,
+}
+
+/// A directory of the index, to be taken over as it is.
+pub(in crate::scan) struct Recalled {
+    pub(in crate::scan) block: Block,
+    /// Its rows in the order of names.
+    pub(in crate::scan) order: Vec<u32>,
+    /// As [`Outcome::Same`] has it, by row.
+    pub(in crate::scan) children: Option<Vec<Kept>>,
+}
+
+impl Recalled {
+    pub(in crate::scan) fn new(block: Block, mut children: Option<Vec<Kept>>) -> Recalled {
+        if let Some(children) = &mut children {
+            children.sort_unstable_by_key(|kept| kept.row);
+        }
+        Recalled {
+            order: block.by_name(),
+            block,
+            children,
+        }
+    }
+
+    /// The number that a directory among its rows has in this walk.
+    pub(in crate::scan) fn number(&self, row: u32) -> u32 {
+        match &self.children {
+            Some(children) => children
+                .binary_search_by_key(&row, |kept| kept.row)
+                .map_or(u32::MAX, |at| children[at].number),
+            None => self.block.rows()[row as usize].body_at.get(),
+        }
+    }
 }
 
 pub(in crate::scan) struct Listing {
