@@ -63,10 +63,24 @@ pub(crate) struct PrepareMachine {
     pub(crate) tuning: Tuning,
 }
 
-/// The directory by which a machine's processes are found.
+/// What a machine's processes are found by.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct MachineEntry {
+    /// In the environment of each.
     dir: PathBuf,
+    /// The control groups that all of them are born in; none where there are none to be had.
+    #[serde(default)]
+    groups: Vec<PathBuf>,
+    /// Who starts them: its number and start time.
+    #[serde(default)]
+    by: (u32, u64),
+}
+
+/// This process.
+fn own_mark(cx: &Cx) -> Result<(u32, u64), Failure> {
+    let mark = ProcessMark::of(std::process::id())
+        .map_err(|e| cx.fail(FailureKind::Host, "/proc/self/stat", e))?;
+    Ok((mark.pid, mark.start_time))
 }
 
 /// A machine that lacks its drives, and what it is in.
@@ -92,8 +106,14 @@ impl Effect for PrepareMachine {
     }
 
     fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
+        let cgroup = cx.get(&self.cgroup)?;
         Ok(MachineEntry {
             dir: launch_dir(cx)?,
+            groups: cgroup
+                .as_ref()
+                .as_ref()
+                .map_or_else(Vec::new, Cgroup::paths),
+            by: own_mark(cx)?,
         })
     }
 
@@ -143,8 +163,17 @@ impl Effect for PrepareMachine {
         })
     }
 
+    /// A process is in its groups from its first moment on. Looking through all of the host's processes as well takes some
+    /// milliseconds, and is done where there are no groups, or where somebody else started them, and may have been killed at any
+    /// point: between a fork and an entrance on a kernel where no process can be born in a group.
     fn undo(entry: &MachineEntry) -> Result<(), UndoError> {
-        fcpipe_vmm::kill_by_mark(&entry.dir)?;
+        fcpipe_vmm::kill_in_groups(&entry.groups)?;
+        let (pid, start_time) = entry.by;
+        let own = pid == std::process::id()
+            && ProcessMark::of(pid).is_ok_and(|mark| mark.start_time == start_time);
+        if entry.groups.is_empty() || !own {
+            fcpipe_vmm::kill_by_mark(&entry.dir)?;
+        }
         Ok(())
     }
 }
@@ -185,7 +214,7 @@ pub(crate) struct Booted {
 impl Effect for Boot {
     const NAME: &'static str = "boot";
     const WAITS: bool = true;
-    type Entry = MachineEntry;
+    type Entry = NoEntry;
     type Output = Booted;
 
     fn inputs(&self, k: &mut KeyWriter<'_>) {
@@ -196,13 +225,11 @@ impl Effect for Boot {
         }
     }
 
-    fn intend(&self, cx: &Cx) -> Result<MachineEntry, Failure> {
-        Ok(MachineEntry {
-            dir: launch_dir(cx)?,
-        })
+    fn intend(&self, _: &Cx) -> Result<NoEntry, Failure> {
+        Ok(NoEntry {})
     }
 
-    fn make(&self, _: &MachineEntry, cx: &Cx) -> Result<Booted, Failure> {
+    fn make(&self, _: &NoEntry, cx: &Cx) -> Result<Booted, Failure> {
         let ready = cx.get(&self.machine)?;
         let prepared = ready
             .prepared
@@ -256,9 +283,8 @@ impl Effect for Boot {
         })
     }
 
-    /// A machine is only booted where it was prepared, and that is undone after this, by the same directory: looking through
-    /// the host's processes twice would find nothing more.
-    fn undo(_: &MachineEntry) -> Result<(), UndoError> {
+    /// A machine is only booted where it was prepared, and that is undone after this.
+    fn undo(_: &NoEntry) -> Result<(), UndoError> {
         Ok(())
     }
 }
@@ -353,7 +379,7 @@ impl RunProcess {
     }
 }
 
-/// A process leaves nothing on the host that the machine's own effects don't cover.
+/// What leaves nothing on the host that the machine's own effect does not cover.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct NoEntry {}
 

@@ -6,20 +6,21 @@
 //!
 //! A PID namespace can only be made by root. Others have PR_SET_PDEATHSIG on each process alone.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
-use crate::confine::{Confined, confine};
-use crate::mark::{
-    KILL_TIMEOUT, MACHINE_DIR_VARIABLE, ProcessMark, kill_pidfd, open_pidfd, wait_pidfd,
-};
+use crate::cgroup::Entrances;
+use crate::confine::Confined;
+use crate::mark::{KILL_TIMEOUT, MACHINE_DIR_VARIABLE, ProcessMark, kill_pidfd, wait_pidfd};
+use crate::spawn::{Spawn, Spawned};
 
 /// Which program the shim is: one that calls [`shim_main`] when it is started with these arguments.
 #[derive(Debug, Clone)]
@@ -31,8 +32,8 @@ pub struct ShimProgram {
 /// What a machine's processes are started in. Clones are the same.
 #[derive(Debug, Clone, Default)]
 pub struct Cage {
-    /// The `cgroup.procs` of each control group that they are to be in, open for writing.
-    pub cgroups: Vec<Arc<OwnedFd>>,
+    /// The control groups that they are to be in.
+    pub(crate) cgroups: Entrances,
     shim: Option<Arc<Shim>>,
 }
 
@@ -51,11 +52,7 @@ impl Cage {
     ///
     /// # Errors
     /// When the shim cannot be started, though a namespace could be made.
-    pub fn new(
-        cgroups: Vec<Arc<OwnedFd>>,
-        program: Option<&ShimProgram>,
-        dir: &Path,
-    ) -> io::Result<Self> {
+    pub fn new(cgroups: Entrances, program: Option<&ShimProgram>, dir: &Path) -> io::Result<Self> {
         let shim = match program {
             Some(program) => Shim::start(program, &cgroups, dir)?,
             None => None,
@@ -83,53 +80,22 @@ impl Cage {
 
 impl Shim {
     /// `None`: this process may not make a namespace.
-    fn start(
-        program: &ShimProgram,
-        cgroups: &[Arc<OwnedFd>],
-        dir: &Path,
-    ) -> io::Result<Option<Self>> {
+    fn start(program: &ShimProgram, cgroups: &Entrances, dir: &Path) -> io::Result<Option<Self>> {
         let (read, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let mut command = Command::new(&program.path);
-        command
-            .args(&program.args)
-            .current_dir(dir)
-            .env_clear()
-            .env(MACHINE_DIR_VARIABLE, dir)
-            .stdin(read)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let confined = Confined {
-            cgroups: cgroups.to_vec(),
-            first: true,
-            ..Confined::default()
-        };
-        confine(&mut command, confined);
+        let (program, cgroups, dir) = (program.clone(), cgroups.clone(), dir.to_owned());
         let (tell, told) = mpsc::channel();
         // The thread lives as long as the shim: PDEATHSIG is sent when the thread that forked ends.
         let thread = thread::Builder::new().name("vmm-shim".to_owned());
-        thread.spawn(move || {
-            let started = in_new_namespace(&mut command);
-            let child = match started {
-                Ok(child) => child,
-                Err(error) => {
-                    let _ = tell.send(Err(error));
-                    return;
-                }
-            };
-            let Some(mut child) = child else {
-                let _ = tell.send(Ok(None));
-                return;
-            };
-            // Not waited for yet, so even if it has ended the number is still its own.
-            let known = ProcessMark::of(child.id()).and_then(|mark| {
-                let pidfd = open_pidfd(mark.pid)?.ok_or(io::ErrorKind::NotFound)?;
-                Ok(Some((mark, pidfd)))
-            });
-            if known.is_err() {
-                let _ = child.kill();
+        thread.spawn(move || match begin(&program, &cgroups, &dir, &read) {
+            Ok(Some(shim)) => {
+                drop(read);
+                let known = shim.pidfd.try_clone();
+                let _ = tell.send(known.map(|pidfd| Some((shim.mark, pidfd))));
+                let _ = shim.wait();
             }
-            let _ = tell.send(known);
-            let _ = child.wait();
+            other => {
+                let _ = tell.send(other.map(|_| None));
+            }
         })?;
         let known = told
             .recv()
@@ -142,6 +108,33 @@ impl Shim {
     }
 }
 
+/// Starts it as the first process of a new PID namespace; `None` where that is not permitted.
+fn begin(
+    program: &ShimProgram,
+    cgroups: &Entrances,
+    dir: &Path,
+    stdin: &OwnedFd,
+) -> io::Result<Option<Spawned>> {
+    if !children_in_new_namespace()? {
+        return Ok(None);
+    }
+    let null = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let args: Vec<&OsStr> = program.args.iter().map(OsStr::new).collect();
+    let shim = Spawn {
+        path: &program.path,
+        args: &args,
+        env: &[(MACHINE_DIR_VARIABLE, dir.as_os_str())],
+        dir,
+        streams: [stdin.as_fd(), null.as_fd(), null.as_fd()],
+        cgroups,
+        confined: Confined {
+            first: true,
+            ..Confined::default()
+        },
+    };
+    shim.spawn().map(Some)
+}
+
 impl Drop for Shim {
     fn drop(&mut self) {
         let _ = kill_pidfd(&self.pidfd);
@@ -149,17 +142,17 @@ impl Drop for Shim {
     }
 }
 
-/// Starts it as the first process of a new PID namespace; `None` where that is not permitted.
+/// Makes the calling thread's next child the first process of a new PID namespace; `false` where that is not permitted.
 #[allow(
     unsafe_code,
     reason = "unsharing a table of descriptors would be unsound; this is none"
 )]
-fn in_new_namespace(command: &mut Command) -> io::Result<Option<std::process::Child>> {
+fn children_in_new_namespace() -> io::Result<bool> {
     // SAFETY: CLONE_NEWPID changes only which namespace the children of this thread are in; memory and descriptors are as before.
     let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) };
     match unshared {
-        Ok(()) => command.spawn().map(Some),
-        Err(Errno::PERM | Errno::INVAL | Errno::NOSYS) => Ok(None),
+        Ok(()) => Ok(true),
+        Err(Errno::PERM | Errno::INVAL | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

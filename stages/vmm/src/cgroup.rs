@@ -8,14 +8,14 @@ mod usage;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use usage::CgroupUsage;
 
-use crate::mark::{kill_pidfd, open_pidfd};
+use crate::mark::{kill_pidfd, open_pidfd, wait_pidfd};
 use hierarchies::{Hierarchy, Version};
 
 /// How long processes may take to leave a group after they were killed.
@@ -183,33 +183,62 @@ fn remove_dir(dir: &Path) -> Result<(), CgroupError> {
     }
 }
 
+/// Kills every process in these groups, and waits for their ends. A group that is not there has none.
+pub fn kill_in_groups(groups: &[PathBuf]) -> Result<(), CgroupError> {
+    groups.iter().try_for_each(|group| empty(group))
+}
+
 /// Kills every process in a group.
 fn empty(group: &Path) -> Result<(), CgroupError> {
     let end = Instant::now() + PATIENCE;
     loop {
-        let procs = match fs::read_to_string(group.join("cgroup.procs")) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            procs => procs.map_err(failed("cannot be read", group))?,
+        let Some(pids) = processes(group)? else {
+            return Ok(());
         };
-        let pids: Vec<u32> = procs.lines().filter_map(|line| line.parse().ok()).collect();
         if pids.is_empty() {
             return Ok(());
         }
-        for pid in pids {
-            // Listed again after it was opened, so that it is not another process of the same number.
-            if let Ok(Some(pidfd)) = open_pidfd(pid)
-                && fs::read_to_string(group.join("cgroup.procs"))
-                    .is_ok_and(|procs| procs.lines().any(|line| line.parse() == Ok(pid)))
-            {
-                kill_pidfd(&pidfd).map_err(failed("a process cannot be killed", group))?;
-            }
+        let opened: Vec<_> = pids
+            .into_iter()
+            .filter_map(|pid| Some((pid, open_pidfd(pid).ok()??)))
+            .collect();
+        // Listed again after they were opened, so that none is another process of the same number.
+        let still = processes(group)?.unwrap_or_default();
+        let killed: Vec<_> = opened
+            .iter()
+            .filter(|(pid, _)| still.contains(pid))
+            .collect();
+        for (_, pidfd) in &killed {
+            kill_pidfd(pidfd).map_err(failed("a process cannot be killed", group))?;
+        }
+        for (_, pidfd) in &killed {
+            let left = end.saturating_duration_since(Instant::now());
+            wait_pidfd(pidfd, left).map_err(failed("a process cannot be waited for", group))?;
         }
         if Instant::now() >= end {
             return Err(CgroupError::Immortal {
                 path: group.to_owned(),
             });
         }
-        std::thread::sleep(STEP);
+        if killed.is_empty() {
+            // On their way in or out.
+            std::thread::sleep(STEP);
+        }
+    }
+}
+
+/// The processes in a group; `None` where there is no such group.
+fn processes(group: &Path) -> Result<Option<Vec<u32>>, CgroupError> {
+    match fs::read_to_string(group.join("cgroup.procs")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // It went while it was read.
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+        procs => {
+            let procs = procs.map_err(failed("cannot be read", group))?;
+            Ok(Some(
+                procs.lines().filter_map(|line| line.parse().ok()).collect(),
+            ))
+        }
     }
 }
 
@@ -252,18 +281,57 @@ impl Cgroup {
         }
     }
 
+    /// Its directories.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.groups.iter().map(|(_, path)| path.clone()).collect()
+    }
+
     /// By which processes enter.
-    pub fn entrances(&self) -> Result<Vec<Arc<OwnedFd>>, CgroupError> {
-        self.groups
-            .iter()
-            .map(|(_, path)| {
-                let file = fs::OpenOptions::new()
-                    .write(true)
-                    .open(path.join("cgroup.procs"))
-                    .map_err(failed("cannot be entered", path))?;
-                Ok(Arc::new(file.into()))
-            })
-            .collect()
+    pub fn entrances(&self) -> Result<Entrances, CgroupError> {
+        let mut entrances = Entrances::default();
+        let open = |path: &Path, name: &str| {
+            let file = fs::OpenOptions::new().write(true).open(path.join(name));
+            let file = file.map_err(failed("cannot be entered", path))?;
+            Ok::<_, CgroupError>(Arc::new(OwnedFd::from(file)))
+        };
+        for (hierarchy, path) in &self.groups {
+            match hierarchy.version {
+                Version::One => entrances.of_one.push(open(path, "tasks")?),
+                Version::Two => {
+                    let dir = fs::File::open(path).map_err(failed("cannot be entered", path))?;
+                    entrances.of_two = Some(EntranceOfTwo {
+                        dir: Arc::new(dir.into()),
+                        procs: open(path, "cgroup.procs")?,
+                    });
+                }
+            }
+        }
+        Ok(entrances)
+    }
+}
+
+/// The ways into a machine's groups. Moving a process between groups makes the kernel wait for a grace period, some milliseconds,
+/// unless it is a thread that moves itself (`tasks`, of version 1) or a process that is born in its group (version 2).
+#[derive(Debug, Clone, Default)]
+pub struct Entrances {
+    /// The `tasks` of each group of version 1, open for writing.
+    pub(crate) of_one: Vec<Arc<OwnedFd>>,
+    pub(crate) of_two: Option<EntranceOfTwo>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct EntranceOfTwo {
+    /// Where processes can be born.
+    pub(crate) dir: Arc<OwnedFd>,
+    /// `cgroup.procs`, open for writing: for kernels where they cannot.
+    pub(crate) procs: Arc<OwnedFd>,
+}
+
+impl Entrances {
+    /// Those that a process can take by itself, by writing "0", when it has one thread.
+    pub(crate) fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let of_two = self.of_two.iter().map(|two| &two.procs);
+        self.of_one.iter().chain(of_two).map(|fd| fd.as_fd())
     }
 }
 
@@ -278,6 +346,8 @@ fn write(group: &Path, file: &'static str, value: &str) -> Result<(), CgroupErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confine::Confined;
+    use crate::spawn::Spawn;
 
     #[test]
     fn root_groups_are_made_with_their_limits_entered_emptied_and_taken_away() {
@@ -297,17 +367,33 @@ mod tests {
         };
         let cgroup = plan.make(&limits).unwrap();
         assert_eq!(cgroup.usage().memory_limit, Some(64 << 20));
-        let mut child = std::process::Command::new("sleep")
-            .arg("1000")
-            .spawn()
-            .unwrap();
-        for entrance in cgroup.entrances().unwrap() {
-            rustix::io::write(&entrance, child.id().to_string().as_bytes()).unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
+        let child = Spawn {
+            path: Path::new("/bin/sleep"),
+            args: &["1000".as_ref()],
+            env: &[],
+            dir: Path::new("/"),
+            streams: [null.as_fd(); 3],
+            cgroups: &cgroup.entrances().unwrap(),
+            confined: Confined::default(),
+        };
+        let child = child.spawn().unwrap();
+        for group in &plan.groups {
+            let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+            assert_eq!(
+                procs.trim(),
+                child.mark.pid.to_string(),
+                "{}",
+                group.display()
+            );
         }
         assert!(matches!(plan.make(&limits), Err(CgroupError::InUse { .. })));
-        let waited = std::thread::spawn(move || child.wait().unwrap());
-        plan.remove().unwrap();
-        assert!(!waited.join().unwrap().success());
+        // It dies with the thread that started it, so that is this one; another waits for it.
+        std::thread::scope(|scope| {
+            let waited = scope.spawn(|| child.wait().unwrap());
+            plan.remove().unwrap();
+            assert!(!waited.join().unwrap().success());
+        });
         assert!(plan.groups.iter().all(|group| !group.exists()));
         plan.remove().unwrap();
     }

@@ -1,19 +1,22 @@
 //! One process of a machine: started, watched and waited for by a thread of its own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::cage::Cage;
-use crate::confine::{Confined, confine};
+use crate::confine::Confined;
 use crate::error::VmmError;
-use crate::mark::{KILL_TIMEOUT, MACHINE_DIR_VARIABLE, ProcessMark, kill_pidfd, open_pidfd};
+use crate::mark::{KILL_TIMEOUT, MACHINE_DIR_VARIABLE, ProcessMark, kill_pidfd};
+use crate::spawn::{Spawn, Spawned};
 
 /// The variables of this process's environment that a child gets too; the rest may hold secrets, and a VMM is the first
 /// thing a guest that breaks out finds itself in.
@@ -55,8 +58,6 @@ struct State {
     cause: Option<String>,
 }
 
-type Spawned = Result<(ProcessMark, OwnedFd), io::Error>;
-
 impl Child {
     /// Starts `program`. `on_exit` is called, in the waiting thread, after the process ended.
     pub(crate) fn spawn(
@@ -65,7 +66,7 @@ impl Child {
     ) -> Result<Self, VmmError> {
         let name = program.name;
         let path = program.path.clone();
-        let (tell, told) = mpsc::channel::<Spawned>();
+        let (tell, told) = mpsc::channel::<io::Result<(ProcessMark, OwnedFd)>>();
         let (give, given) = mpsc::channel::<Arc<Shared>>();
         let failed = |source| VmmError::Spawn {
             program: path.clone(),
@@ -75,10 +76,12 @@ impl Child {
         thread::Builder::new()
             .name(format!("vmm-{name}"))
             .spawn(move || {
-                let mut child = match start(program) {
-                    Ok((child, mark, pidfd)) => {
+                let started =
+                    start(program).and_then(|child| Ok((child.pidfd.try_clone()?, child)));
+                let child = match started {
+                    Ok((pidfd, child)) => {
                         // The receiver waits for exactly this, so it is there.
-                        let _ = tell.send(Ok((mark, pidfd)));
+                        let _ = tell.send(Ok((child.mark, pidfd)));
                         child
                     }
                     Err(error) => {
@@ -160,47 +163,33 @@ impl Shared {
     }
 }
 
-/// Forks and execs. Everything the child was given is closed here when this returns, so that a pipe ends with the child.
-fn start(program: Program) -> io::Result<(std::process::Child, ProcessMark, OwnedFd)> {
-    let mut command = Command::new(&program.path);
-    command
-        .args(&program.args)
-        .current_dir(&program.dir)
-        .env_clear()
-        .env(MACHINE_DIR_VARIABLE, &program.dir)
-        .stdin(Stdio::null())
-        .stdout(program.stdout)
-        .stderr(program.stderr);
-    for name in ENVIRONMENT {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
+/// Starts it. Everything the child was given is closed here when this returns, so that a pipe ends with the child.
+fn start(program: Program) -> io::Result<Spawned> {
+    let kept: Vec<_> = ENVIRONMENT
+        .into_iter()
+        .filter_map(|name| Some((name, std::env::var_os(name)?)))
+        .collect();
+    let mut env = vec![(MACHINE_DIR_VARIABLE, program.dir.as_os_str())];
+    env.extend(kept.iter().map(|(name, value)| (*name, value.as_os_str())));
+    let args: Vec<&OsStr> = program.args.iter().map(OsString::as_os_str).collect();
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     // The thread is this child's alone, so nothing else is started in the namespace.
     let caged = program.cage.enter()?;
-    let confined = Confined {
-        inherit: program.inherit,
-        netns: program.netns,
-        cgroups: program.cage.cgroups,
-        caged,
-        first: false,
+    let spawn = Spawn {
+        path: &program.path,
+        args: &args,
+        env: &env,
+        dir: &program.dir,
+        streams: [null.as_fd(), program.stdout.as_fd(), program.stderr.as_fd()],
+        cgroups: &program.cage.cgroups,
+        confined: Confined {
+            inherit: program.inherit,
+            netns: program.netns,
+            caged,
+            first: false,
+        },
     };
-    confine(&mut command, confined);
-    let mut child = command.spawn()?;
-    // Not waited for yet, so even if it has ended the number is still its own.
-    let looked = ProcessMark::of(child.id()).and_then(|mark| {
-        let pidfd = open_pidfd(child.id())?.ok_or(io::ErrorKind::NotFound)?;
-        Ok((mark, pidfd))
-    });
-    match looked {
-        Ok((mark, pidfd)) => Ok((child, mark, pidfd)),
-        Err(error) => {
-            // One that can't be watched is not kept.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
-        }
-    }
+    spawn.spawn()
 }
 
 /// An exit status in words.

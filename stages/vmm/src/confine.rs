@@ -1,13 +1,9 @@
 //! What a child does between fork and exec. The only code here that runs in a forked process.
 
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,103 +15,132 @@ pub(crate) struct Confined {
     pub(crate) inherit: Vec<Arc<OwnedFd>>,
     /// The network namespace it is in; `None`: this process's.
     pub(crate) netns: Option<Arc<OwnedFd>>,
-    /// The control groups it joins: their `cgroup.procs`, open for writing.
-    pub(crate) cgroups: Vec<Arc<OwnedFd>>,
     /// Its PID namespace is a shim's, and ends with that.
     pub(crate) caged: bool,
     /// It is the first process of its PID namespace.
     pub(crate) first: bool,
 }
 
-/// Makes `command`'s child die with the thread that spawns it, in a session of its own, and confined.
-#[allow(
-    unsafe_code,
-    reason = "pre_exec is the only way to run code between fork and exec"
-)]
-pub(crate) fn confine(command: &mut Command, confined: Confined) {
-    let parent = rustix::process::getpid();
-    // Plain numbers, collected here because nothing may be allocated after the fork. The descriptors are open as long as the
-    // closure, which has them.
-    let inherit: Vec<RawFd> = confined.inherit.iter().map(|fd| fd.as_raw_fd()).collect();
-    // SAFETY: the closure runs between fork and exec of a process that may have threads, so it may only do what is
-    // async-signal-safe: `before_exec` makes system calls and touches the stack and memory allocated above,
-    // takes no lock and allocates nothing.
-    unsafe {
-        command.pre_exec(move || before_exec(parent, &inherit, &confined).map_err(io::Error::from));
+/// All that the child needs, made before the fork: nothing may be allocated after it, and no lock taken.
+pub(crate) struct Child<'a> {
+    pub(crate) parent: Pid,
+    pub(crate) confined: &'a Confined,
+    /// The files by which it enters control groups.
+    pub(crate) entrances: &'a [BorrowedFd<'a>],
+    /// Its standard streams, all above the standard numbers.
+    pub(crate) streams: [BorrowedFd<'a>; 3],
+    pub(crate) dir: &'a CStr,
+    pub(crate) path: &'a CStr,
+    /// Arguments and environment, as execve(2) takes them.
+    pub(crate) argv: &'a [*const libc::c_char],
+    pub(crate) envp: &'a [*const libc::c_char],
+}
+
+impl Child<'_> {
+    /// Becomes the program. Comes back only with why not.
+    ///
+    /// The standard library's `Command` does the same, but has no way to be born in a control group; and entering one
+    /// afterwards waits for a grace period of the kernel's (some milliseconds) where the group is of version 2.
+    pub(crate) fn become_program(&self) -> Errno {
+        match self.prepare() {
+            Ok(()) => exec(self.path, self.argv, self.envp),
+            Err(errno) => errno,
+        }
+    }
+
+    fn prepare(&self) -> Result<(), Errno> {
+        let confined = self.confined;
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // If the parent died before that call, no signal will come: this process has already been given to another. In another
+        // PID namespace the parent has no number: there the shim's end is this process's, and the shim sees the end of its pipe.
+        if !confined.caged && !confined.first && rustix::process::getppid() != Some(self.parent) {
+            return Err(Errno::SRCH);
+        }
+        rustix::process::setsid()?;
+        for entrance in self.entrances {
+            // "0" is the writer.
+            rustix::io::write(entrance, b"0")?;
+        }
+        if let Some(netns) = &confined.netns {
+            // This process has one thread, so all of it goes.
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        }
+        let [stdin, stdout, stderr] = &self.streams;
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)?;
+        rustix::process::chdir(self.dir)?;
+        usual_signals()?;
+        close_on_exec(&confined.inherit)
     }
 }
 
-fn before_exec(parent: Pid, inherit: &[RawFd], confined: &Confined) -> Result<(), Errno> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If the parent died before that call, no signal will come: this process has already been given to another. In another
-    // PID namespace the parent has no number: there the shim's end is this process's, and the shim sees the end of its pipe.
-    if !confined.caged && !confined.first && rustix::process::getppid() != Some(parent) {
-        return Err(Errno::SRCH);
+#[allow(unsafe_code, reason = "execve has no safe form that allocates nothing")]
+fn exec(path: &CStr, argv: &[*const libc::c_char], envp: &[*const libc::c_char]) -> Errno {
+    // SAFETY: both arrays end with a null pointer, and their strings live as long as they do: `Arguments` makes them so.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    last_error()
+}
+
+fn last_error() -> Errno {
+    // It reads errno, and nothing else.
+    let error = std::io::Error::last_os_error();
+    Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
+}
+
+/// No signal blocked, and SIGPIPE as programs expect it: both outlive exec.
+#[allow(
+    unsafe_code,
+    reason = "signal masks and dispositions have no safe form"
+)]
+fn usual_signals() -> Result<(), Errno> {
+    let mut none = std::mem::MaybeUninit::uninit();
+    // SAFETY: the set is written by the first call before the second reads it, and this process has one thread.
+    let failed = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) != 0
+            || libc::signal(libc::SIGPIPE, libc::SIG_DFL) == libc::SIG_ERR
+    };
+    match failed {
+        true => Err(last_error()),
+        false => Ok(()),
     }
-    rustix::process::setsid()?;
-    for cgroup in &confined.cgroups {
-        // "0" is the writer.
-        rustix::io::write(cgroup, b"0")?;
-    }
-    if let Some(netns) = &confined.netns {
-        // This process has one thread, so all of it goes.
-        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    }
-    close_on_exec(inherit)
 }
 
 /// Marks every descriptor above the standard three close-on-exec, and those in `inherit` not.
 ///
-/// The standard library's own pipe, by which it reports that exec failed, is among them and is already so marked: that is why
-/// they are not just closed.
-fn close_on_exec(inherit: &[RawFd]) -> Result<(), Errno> {
-    let dir = rustix::fs::open(
-        c"/proc/self/fd",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let mut buffer = [MaybeUninit::uninit(); 2048];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let Some(fd) = number(entry?.file_name().to_bytes()) else {
-            continue;
-        };
-        if fd <= 2 {
-            continue;
-        }
-        let flags = if inherit.contains(&fd) {
-            FdFlags::empty()
-        } else {
-            FdFlags::CLOEXEC
-        };
-        set_flags(fd, flags)?;
+/// They are not just closed: the pipe by which the parent hears that exec failed is among them.
+#[allow(unsafe_code, reason = "close_range has no safe form")]
+fn close_on_exec(inherit: &[Arc<OwnedFd>]) -> Result<(), Errno> {
+    const CLOEXEC: libc::c_uint = 1 << 2;
+    // SAFETY: it changes one flag of this process's own descriptors, which nothing here depends on.
+    let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOEXEC) };
+    if marked != 0 {
+        // Kernels before 5.11.
+        one_by_one()?;
+    }
+    for fd in inherit {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
     }
     Ok(())
 }
 
+/// The same for each number that there can be.
 #[allow(
     unsafe_code,
     reason = "descriptors of the forked process are known by number only"
 )]
-fn set_flags(fd: RawFd, flags: FdFlags) -> Result<(), Errno> {
-    // SAFETY: the number was just listed in /proc/self/fd by the only thread of this process, so it is open,
-    // and the borrow ends with this statement.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    rustix::io::fcntl_setfd(fd, flags)
-}
-
-/// A decimal number, without the standard library's parser (which may not be used after a fork: nothing promises that
-/// its error path does not allocate).
-fn number(name: &[u8]) -> Option<RawFd> {
-    if name.is_empty() {
-        return None;
-    }
-    name.iter().try_fold(0 as RawFd, |sum, &digit| {
-        if !digit.is_ascii_digit() {
-            return None;
+fn one_by_one() -> Result<(), Errno> {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    for number in 3..most.unwrap_or(1 << 20).min(1 << 20) as RawFd {
+        // SAFETY: the borrow ends with this statement; a number that is not open is EBADF.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        match rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC) {
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(errno) => return Err(errno),
         }
-        sum.checked_mul(10)?.checked_add(RawFd::from(digit - b'0'))
-    })
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -123,10 +148,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers() {
-        assert_eq!(number(b"17"), Some(17));
-        assert_eq!(number(b".."), None);
-        assert_eq!(number(b""), None);
-        assert_eq!(number(b"99999999999"), None);
+    fn descriptors_are_marked_one_by_one_where_the_kernel_cannot_all_at_once() {
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let flags = || rustix::io::fcntl_getfd(&read).unwrap();
+        assert_eq!(flags(), FdFlags::empty());
+        // The other descriptors of this program are marked so already.
+        one_by_one().unwrap();
+        assert_eq!(flags(), FdFlags::CLOEXEC);
     }
 }

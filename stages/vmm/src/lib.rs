@@ -53,10 +53,13 @@ mod mark;
 mod pvh;
 mod qemu;
 mod running;
+mod spawn;
 mod vsock;
 
 pub use cage::{Cage, ShimProgram, shim_main};
-pub use cgroup::{Cgroup, CgroupError, CgroupLimits, CgroupPlan, CgroupUsage};
+pub use cgroup::{
+    Cgroup, CgroupError, CgroupLimits, CgroupPlan, CgroupUsage, Entrances, kill_in_groups,
+};
 pub use config::{
     Accelerator, Balloon, CpuTemplate, Drive, KernelFiles, MAX_VCPUS, MachineConfig, Nic,
     RateLimit, Tuning, VmmChoice, VmmKind,
