@@ -58,5 +58,11 @@ fn main() -> Result<(), String> {
     }
     let program = out.join(TARGET).join("release/fcpipe-guest");
     println!("cargo::rustc-env=FCPIPE_GUEST={}", program.display());
+    // Here, so that no launch has to read all of it.
+    let digest = PathBuf::from(variable("OUT_DIR")?).join("guest.blake3");
+    let bytes = std::fs::read(&program).map_err(|e| format!("{}: {e}", program.display()))?;
+    std::fs::write(&digest, blake3::hash(&bytes).as_bytes())
+        .map_err(|e| format!("{}: {e}", digest.display()))?;
+    println!("cargo::rustc-env=FCPIPE_GUEST_BLAKE3={}", digest.display());
     Ok(())
 }

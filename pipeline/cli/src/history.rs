@@ -68,9 +68,12 @@ impl Past {
     pub(crate) fn keep(&self, data: &Path) -> io::Result<()> {
         let history = data.join("history");
         let dir = history.join(of_spec(&self.spec));
-        fs::create_dir_all(data)?;
-        make_private(&history)?;
-        make_private(&dir)?;
+        let new = !dir.is_dir();
+        if new {
+            fs::create_dir_all(data)?;
+            make_private(&history)?;
+            make_private(&dir)?;
+        }
         let name = format!("{:013}-{}.json", self.ended_ms, self.receipt.id);
         let scratch = dir.join(format!(".{name}"));
         fs::write(&scratch, serde_json::to_vec(self)?)?;
@@ -78,8 +81,10 @@ impl Past {
         for old in oldest(names(&dir)?, PER_SPEC) {
             fs::remove_file(dir.join(old))?;
         }
-        for old in oldest(by_age(&history)?, SPECS) {
-            fs::remove_dir_all(history.join(old))?;
+        if new {
+            for old in oldest(by_age(&history)?, SPECS) {
+                fs::remove_dir_all(history.join(old))?;
+            }
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ use crate::disk::{MODULES, Writes};
 
 /// The guest program that this fcpipe carries, as it was built with it.
 pub(crate) static GUEST: &[u8] = include_bytes!(env!("FCPIPE_GUEST"));
+/// The guest program's digest.
+pub(crate) static GUEST_DIGEST: &[u8; 32] = include_bytes!(env!("FCPIPE_GUEST_BLAKE3"));
 
 /// The kernel that a launch boots.
 pub(crate) struct ChosenKernel(pub(crate) Kernel);
@@ -94,4 +96,14 @@ fn kernel_failure(cx: &Cx, subject: impl std::fmt::Display, error: KernelError) 
         "import one: `apt-get download linux-image-cloud-amd64`'s dependency, then \
          `fcpipe kernel import FILE.deb`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_program_s_digest_is_its_own() {
+        assert_eq!(blake3::hash(GUEST).as_bytes(), GUEST_DIGEST);
+    }
 }

@@ -20,7 +20,7 @@ use crate::disk::{ChooseWrites, PrivateDisk, Writes};
 use crate::group::{ChooseGroup, Grouping};
 use crate::guest;
 use crate::image::{Image, MakeImage};
-use crate::kernel::{ChosenKernel, FindKernel, GUEST, Initrd, MakeInitrd};
+use crate::kernel::{ChosenKernel, FindKernel, GUEST_DIGEST, Initrd, MakeInitrd};
 use crate::machine::{Boot, Booted, Guest, PrepareMachine, RunProcess, Streams};
 use crate::near::Lineage;
 use crate::network;
@@ -472,7 +472,7 @@ pub(crate) fn initrd(
             state: host.state.clone(),
         },
     );
-    let guest = blake3::hash(GUEST).into();
+    let guest = blake3::Hash::from_bytes(*GUEST_DIGEST).into();
     let initrd = run.stage(
         "initrd",
         MakeInitrd {

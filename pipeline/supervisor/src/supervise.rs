@@ -347,8 +347,9 @@ struct Course<'a> {
 impl Course<'_> {
     fn run(&self, live: &Live<'_>, streams: Streams) -> Result<ExitStatus, Failure> {
         let guest = live.booted()?;
-        give_back();
-        self.life.set_poststop(self.hooks.poststop.clone());
+        if !self.hooks.poststop.is_empty() {
+            self.life.set_poststop(self.hooks.poststop.clone());
+        }
         for (point, hooks) in &self.hooks.create {
             hooks::run(point, hooks, &self.life.record().oci_state()).map_err(hook_failure)?;
         }
@@ -397,11 +398,13 @@ impl Course<'_> {
     }
 }
 
-/// Tells of processes that the guest's kernel kills for want of memory. Ends with the guest.
+/// Gives back what was needed for building, and tells of processes that the guest's kernel kills for want of memory. Ends with the
+/// guest.
 fn watch_memory(guest: Guest, life: Arc<Life>) {
     let thread = std::thread::Builder::new().name("guest-memory".to_owned());
     // Without a thread an event is missing, and nothing else.
     let _ = thread.spawn(move || {
+        give_back();
         let mut seen = 0;
         while let Ok(kills) = guest.session().wait_oom(seen, None) {
             if let Some(kills) = kills {

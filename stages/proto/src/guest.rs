@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::PROTOCOL;
@@ -116,9 +115,7 @@ pub fn linger(mux: &Mux, patience: Duration) {
     let deadline = Instant::now() + patience;
     // Whether or not all went out in time, there is no more to do.
     let _ = mux.flush(deadline);
-    while mux.error().is_none() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(2));
-    }
+    let _ = mux.wait_end(deadline);
     mux.end(ProtoError::Ended);
 }
 

@@ -31,6 +31,10 @@ pub(crate) struct Spawn<'a> {
     pub(crate) confined: Confined,
 }
 
+/// The way to hear that a program has begun.
+#[derive(Debug)]
+pub(crate) struct Report(OwnedFd);
+
 /// A process that was started and has not been waited for.
 pub(crate) struct Spawned {
     pub(crate) mark: ProcessMark,
@@ -42,6 +46,19 @@ impl Spawn<'_> {
     /// Starts it. It dies with the calling thread, and is in a session of its own. Returns once the program has begun, or with why it
     /// could not.
     pub(crate) fn spawn(&self) -> io::Result<Spawned> {
+        let (spawned, report) = self.fork()?;
+        match report.begun() {
+            Ok(()) => Ok(spawned),
+            Err(error) => {
+                // It has ended, or is about to.
+                let _ = spawned.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// The same, but returns at once. Whether it has become its program is in the report.
+    pub(crate) fn fork(&self) -> io::Result<(Spawned, Report)> {
         let path = c_string(self.path.as_os_str().as_bytes())?;
         let dir = c_string(self.dir.as_os_str().as_bytes())?;
         let mut args = vec![path.clone()];
@@ -87,13 +104,13 @@ impl Spawn<'_> {
             }
         };
         drop(report);
-        let started = begun(read).and_then(|()| Spawned::watch(pid));
-        if started.is_err() {
-            // One that could not become its program, or that can't be watched, is not kept.
+        let watched = Spawned::watch(pid);
+        if watched.is_err() {
+            // One that can't be watched is not kept.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             let _ = waited(pid);
         }
-        started
+        Ok((watched?, Report(read)))
     }
 }
 
@@ -123,13 +140,15 @@ fn waited(pid: Pid) -> io::Result<WaitStatus> {
     }
 }
 
-/// Waits until the program has begun: the pipe ends then, by itself. What stands in it is why it could not.
-fn begun(read: OwnedFd) -> io::Result<()> {
-    let mut word = Vec::new();
-    std::fs::File::from(read).read_to_end(&mut word)?;
-    match <[u8; 4]>::try_from(&word[..]) {
-        Ok(errno) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
-        Err(_) => Ok(()),
+impl Report {
+    /// Waits until the program has begun: the pipe ends then, by itself. What stands in it is why it could not.
+    pub(crate) fn begun(self) -> io::Result<()> {
+        let mut word = Vec::new();
+        std::fs::File::from(self.0).read_to_end(&mut word)?;
+        match <[u8; 4]>::try_from(&word[..]) {
+            Ok(errno) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -11,8 +11,9 @@ mod outlet;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -45,6 +46,7 @@ pub struct Mux {
     side: Side,
     outbox: Arc<Outbox>,
     table: Mutex<Table>,
+    ended: Condvar,
     /// Ends the connection's socket, which wakes the reader.
     hang_up: Box<dyn Fn() + Send + Sync>,
 }
@@ -87,6 +89,7 @@ impl Mux {
                 highest: 0,
                 ended: None,
             }),
+            ended: Condvar::new(),
             hang_up: Box::new(move || handle.shutdown()),
         });
         let owned = Arc::clone(&mux);
@@ -240,6 +243,7 @@ impl Mux {
         table.ended = Some(error.clone());
         let streams = std::mem::take(&mut table.streams);
         drop(table);
+        self.ended.notify_all();
         for entry in streams.into_values() {
             match entry {
                 Entry::In(inlet) => inlet.lose(&error),
@@ -256,9 +260,23 @@ impl Mux {
         lock(&self.table).ended.clone()
     }
 
+    /// Waits for the connection's end; `false` at the deadline.
+    pub fn wait_end(&self, deadline: Instant) -> bool {
+        let mut table = lock(&self.table);
+        while table.ended.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.ended.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     /// Waits until all that was sent has been written to the socket; `false` at the deadline.
     #[must_use]
-    pub fn flush(&self, deadline: std::time::Instant) -> bool {
+    pub fn flush(&self, deadline: Instant) -> bool {
         self.outbox.flush(deadline)
     }
 

@@ -16,7 +16,8 @@ use crate::firecracker::{API_SOCKET, FIRECRACKER};
 use crate::machine::VmmExit;
 use crate::running::Running;
 
-/// Between two looks for the API's socket.
+/// Between the first two looks for the API's socket, and at most: a process that takes its time is looked at less often.
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a process that hung up may take to be gone.
@@ -54,6 +55,7 @@ impl Process {
         cancel: &dyn Fn() -> bool,
     ) -> Result<Connection, VmmError> {
         let begun = Instant::now();
+        let mut pause = FIRST_PAUSE;
         loop {
             if let Ok(socket) = self.home.at.open_stream(API_SOCKET) {
                 return Ok(Connection::new(socket));
@@ -66,7 +68,8 @@ impl Process {
                     logs: self.running.logs(),
                 });
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(pause);
+            pause = (pause * 5 / 4).min(PAUSE);
         }
     }
 
