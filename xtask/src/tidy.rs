@@ -166,6 +166,7 @@ fn prints(file: &str, text: &str, faults: &mut Vec<String>) {
         // A build script speaks to cargo.
         && !file.ends_with("/build.rs")
         && !file.contains("/tests/")
+        && !file.ends_with("/tests.rs")
         && !file.contains("/examples/")
         && !file.contains("/fuzz/");
     if !quiet {

@@ -326,6 +326,12 @@ pub(crate) struct Exec {
     /// Give the process this terminal.
     #[arg(short, long = "tty")]
     pub(crate) terminal: bool,
+    /// Go on without this command once the process runs; a copy of it stays behind for the process's streams.
+    #[arg(short, long, conflicts_with = "terminal")]
+    pub(crate) detach: bool,
+    /// Write the process id of that copy to this file: signals to it go to the process, and it ends with it.
+    #[arg(long, value_name = "FILE", requires = "detach")]
+    pub(crate) pid_file: Option<PathBuf>,
     /// Run the OCI `process` object in this file.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) process: Option<PathBuf>,

@@ -7,6 +7,7 @@ pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod exec;
+mod imported;
 pub(crate) mod kernel;
 pub(crate) mod kill;
 pub(crate) mod logs;
@@ -95,8 +96,8 @@ fn kernel(
     };
     make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
     let store = fcpipe_kernel::KernelStore::open(&directories.data).map_err(Complaint::new)?;
-    let kernel = store.import(image, None).map_err(Complaint::new)?;
-    Ok(Some(kernel.id))
+    let id = imported::id_of(image, &store, &directories.data)?;
+    Ok(Some(id))
 }
 
 /// Opens the store and, first of all, takes away what dead launches left.
@@ -169,6 +170,15 @@ fn write_timings(path: Option<&Path>, receipt: Option<&Receipt>) -> Result<(), C
     let mut text = serde_json::to_string_pretty(receipt).map_err(|e| Complaint::about(path, e))?;
     text.push('\n');
     std::fs::write(path, text).map_err(|e| Complaint::about(path, e))
+}
+
+/// Writes a process id, whole or not at all.
+fn write_pid(path: &Path, pid: u32) -> Result<(), Complaint> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, pid.to_string())
+        .and_then(|()| std::fs::rename(&new, path))
+        .map_err(|e| Complaint::about(path, e))
 }
 
 /// Writes a result to stdout. A reader that has gone away wanted no more of it.

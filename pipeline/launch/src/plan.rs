@@ -7,7 +7,7 @@ use fcpipe_engine::{
     Amount, CacheMode, Cx, Digest, Failure, FailureKind, Identity, KeyWriter, Node, Output, Stage,
 };
 use fcpipe_ext4::{Layout, LayoutError, Sizing};
-use fcpipe_tree::{Composed, Layer};
+use fcpipe_tree::{ComposeWarning, Composed, Layer};
 
 use crate::keys::ContentValue;
 use crate::near::{self, Lineage, Nearby};
@@ -151,8 +151,12 @@ impl Stage for PlanImage {
             (composed, base)
         });
         let composed = composed.map_err(|e| cx.fail(FailureKind::Source, "the mounts", e))?;
-        // A missing source is all that composing warns of, and its scan has said so: each time, as a
-        // probe always runs.
+        // A missing source is told of by its scan: each time, as a probe always runs.
+        for warning in composed.warnings() {
+            if matches!(warning, ComposeWarning::Unmapped { .. }) {
+                cx.warn(warning);
+            }
+        }
         cx.progress(Amount {
             files: composed.tree().len() as u64,
             ..Amount::default()

@@ -35,6 +35,40 @@ pub(crate) fn split() -> io::Result<Side> {
     }
 }
 
+/// The way of a process in the background to whoever waits for it to begin.
+pub struct Herald(UnixStream);
+
+impl Herald {
+    /// Says with which code the caller may end: 0, it has begun. Only the first is heard.
+    pub fn tell(&self, code: u8) {
+        // Nobody may be there any more.
+        let _ = rustix::net::send(&self.0, &[code], rustix::net::SendFlags::NOSIGNAL);
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Splits the program: its copy does `work`, in a session of its own and with the caller's standard streams, and ends with the code
+/// that comes of it. The caller gets what the copy tells first.
+///
+/// # Errors
+/// As for `split`; and where the copy is killed before it has begun.
+pub fn in_background(work: impl FnOnce(&Herald) -> u8) -> io::Result<u8> {
+    match split()? {
+        Side::Supervisor(channel) => {
+            // It fails only for the first of a session, which a new process is not.
+            let _ = rustix::process::setsid();
+            let code = work(&Herald(channel));
+            std::process::exit(code.into())
+        }
+        Side::Client(mut channel) => {
+            let mut said = [0];
+            io::Read::read_exact(&mut channel, &mut said)?;
+            let [code] = said;
+            Ok(code)
+        }
+    }
+}
+
 /// Makes the copy a process of its own: another session, no descriptors but `keep`, and the caller's three standard streams,
 /// which are given back as descriptors for the launch's process to use.
 pub(crate) fn detach(keep: &[RawFd]) -> io::Result<[OwnedFd; 3]> {

@@ -45,6 +45,7 @@ pub use client::{Connection, Line, connect, start};
 pub use clock::rfc3339;
 pub use console::Console;
 pub use fcpipe_launch::process_of;
+pub use fork::{Herald, in_background};
 pub use hooks::{Hook, HookError};
 pub use log::LogLimits;
 pub use message::{ExecProcess, Failed, Reply, Request};

@@ -127,6 +127,11 @@ impl Life {
         self.lock().events.add(kind, data);
     }
 
+    /// There is a machine: its hooks may want to know its process.
+    pub(crate) fn booted(&self, guest: &Guest) {
+        self.change(|state| state.record.pid = guest.processes().first().map(|mark| mark.pid));
+    }
+
     /// The guest waits for its process.
     pub(crate) fn created(&self, guest: &Guest) {
         self.change(|state| {
@@ -196,6 +201,11 @@ impl Life {
         self.change(|state| {
             state.failed.get_or_insert(failed);
         });
+    }
+
+    /// Why it could not be started, or why it ended before its time, as far as is known.
+    pub(crate) fn failure(&self) -> Option<Failed> {
+        self.lock().failed.clone()
     }
 
     /// All is over, and undone.

@@ -63,6 +63,8 @@ pub struct Order {
     pub shim: ShimProgram,
     pub boot_timeout: Duration,
     pub bond: Bond,
+    /// The caller wants to hear of each step, and not of warnings alone.
+    pub steps: bool,
     /// The process reads the caller's standard input.
     pub stdin: bool,
     /// Its output goes to the launch's log, and not to the caller's streams.
@@ -107,7 +109,7 @@ impl Owner {
 
     /// Passes a launch's events on. What it warns of is among the events that are kept, once `life` is there to keep them: a machine's
     /// network can go long after its caller has.
-    fn follow(&self, life: Arc<OnceLock<Arc<Life>>>) -> std::io::Result<EventSender> {
+    fn follow(&self, life: Arc<OnceLock<Arc<Life>>>, steps: bool) -> std::io::Result<EventSender> {
         let (sender, receiver) = event_channel();
         let owner = self.clone();
         std::thread::Builder::new()
@@ -118,7 +120,9 @@ impl Owner {
                         let data = serde_json::json!({"node": node, "message": message});
                         life.event("warning", data);
                     }
-                    owner.tell(Reply::Event { event });
+                    if steps || matches!(event, Event::Warning { .. }) {
+                        owner.tell(Reply::Event { event });
+                    }
                 }
             })?;
         Ok(sender)
@@ -183,7 +187,7 @@ fn lead(
     let cancel = CancelToken::new().map_err(|e| host_failed("the launch", &e))?;
     let keeper = Arc::new(OnceLock::new());
     let events = owner
-        .follow(Arc::clone(&keeper))
+        .follow(Arc::clone(&keeper), order.steps)
         .map_err(|e| host_failed("the launch", &e))?;
     let mut note = |line| owner.note(line);
     let host = (order.open_host)(events, cancel.clone(), &mut note)
@@ -263,6 +267,13 @@ fn lead(
     let mut launched = fcpipe_launch::run(&order.spec, request, launch, &host, |live| {
         course.run(live, streams)
     });
+    // What it was cancelled for says more than that it was: a hook after the start.
+    if let Err(failure) = &launched.result
+        && failure.kind == FailureKind::Cancelled
+        && let Some(cause) = life.failure()
+    {
+        launched.result = Err(cause.into());
+    }
     if let Some(log) = log {
         let lost = log.finish();
         if lost > 0 {
@@ -347,6 +358,7 @@ struct Course<'a> {
 impl Course<'_> {
     fn run(&self, live: &Live<'_>, streams: Streams) -> Result<ExitStatus, Failure> {
         let guest = live.booted()?;
+        self.life.booted(&guest);
         if !self.hooks.poststop.is_empty() {
             self.life.set_poststop(self.hooks.poststop.clone());
         }

@@ -24,6 +24,10 @@ pub struct Config {
     pub vcpus: Option<u32>,
     /// Bytes: of a spec that says nothing about memory.
     pub memory: Option<u64>,
+    /// Bytes of a detached launch's log after which a new file begins.
+    pub log_size: Option<u64>,
+    /// How many files of such a log there are at most.
+    pub log_files: Option<u32>,
     /// What was read and means nothing here, in words for the user.
     pub ignored: Vec<String>,
 }
@@ -41,7 +45,20 @@ struct File {
     kernel_image: Option<HostPath>,
     vcpus: Option<u32>,
     memory: Option<ByteSize>,
+    log: Option<Log>,
 }
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+struct Log {
+    size: Option<ByteSize>,
+    files: Option<u32>,
+}
+
+/// A shorter file would be rotated at every line.
+const LEAST_LOG: u64 = 64 << 10;
+/// Each is renamed at every rotation.
+const MOST_LOGS: u32 = 1000;
 
 /// A worker's form.
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +95,19 @@ pub fn load_config(path: &Path) -> Result<Config, SpecError> {
             let field = crate::text::FieldPath::new("version");
             return Err(doc.invalid(&field, format!("{version} is not known here, 1 is")));
         }
+        let log = file.log.unwrap_or_default();
+        let log_size = log.size.map(|size| size.0);
+        if log_size.is_some_and(|size| size < LEAST_LOG) {
+            let field = crate::text::FieldPath::new("log.size");
+            return Err(doc.invalid(&field, "is less than 64 KiB"));
+        }
+        if log
+            .files
+            .is_some_and(|files| !(1..=MOST_LOGS).contains(&files))
+        {
+            let field = crate::text::FieldPath::new("log.files");
+            return Err(doc.invalid(&field, format!("is not 1 to {MOST_LOGS}")));
+        }
         return Ok(Config {
             cache_dir: at(file.cache_dir),
             data_dir: at(file.data_dir),
@@ -87,6 +117,8 @@ pub fn load_config(path: &Path) -> Result<Config, SpecError> {
             kernel_image: at(file.kernel_image),
             vcpus: file.vcpus,
             memory: file.memory.map(|size| size.0),
+            log_size,
+            log_files: log.files,
             ignored: Vec::new(),
         });
     }
@@ -163,6 +195,17 @@ mod tests {
             (Some("/s".into()), Some(1 << 30))
         );
         assert!(read("stat_dir: /s\n").is_err());
+        let config = read("log: {size: 1MiB, files: 5}\n").unwrap();
+        assert_eq!(
+            (config.log_size, config.log_files),
+            (Some(1 << 20), Some(5))
+        );
+        for wrong in ["size: 1", "files: 0", "files: 1001", "count: 3"] {
+            let said = read(&format!("log: {{{wrong}}}\n"))
+                .unwrap_err()
+                .to_string();
+            assert!(said.contains("log"), "{said}");
+        }
         assert!(read("version: 2\n").is_err());
     }
 }

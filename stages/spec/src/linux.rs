@@ -166,8 +166,31 @@ pub(crate) fn confinement(
             .and_then(|limit| u64::try_from(limit).ok())
             .filter(|limit| *limit > 0);
         draft.linux.unified = strings(resources.unified.take());
+        device_rules(draft, doc, path, resources.devices.take());
     }
     Ok(())
+}
+
+/// Rules about devices are not enforced: a guest has no device of the host's. Who could notice is a process that may make nodes of
+/// its own; for all others the nodes that the config lists are all there is.
+fn device_rules(
+    draft: &mut Draft,
+    doc: &Doc,
+    path: &FieldPath,
+    rules: Option<Vec<oci::DeviceRule>>,
+) {
+    const MKNOD: u64 = 1 << 27;
+    let denies = rules.iter().flatten().any(|rule| rule.allow != Some(true));
+    let makes_nodes = draft
+        .capabilities
+        .is_some_and(|sets| (sets.bounding | sets.permitted) & MKNOD != 0);
+    if denies && makes_nodes {
+        draft.warn(
+            doc,
+            &path.key("resources").key("devices"),
+            "has no effect: with CAP_MKNOD the process can use every device of its machine, and none of the host",
+        );
+    }
 }
 
 fn text(text: &Option<Text>) -> bool {

@@ -162,6 +162,13 @@ pub(crate) struct Resources {
     pub(crate) memory: Option<Memory>,
     pub(crate) pids: Option<Pids>,
     pub(crate) unified: Option<BTreeMap<String, Option<Text>>>,
+    pub(crate) devices: Option<Vec<DeviceRule>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct DeviceRule {
+    pub(crate) allow: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

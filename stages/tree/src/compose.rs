@@ -71,6 +71,16 @@ pub enum ComposeWarning {
         source: PathBuf,
         destination: PathBuf,
     },
+    /// Files whose owner the mapping of their source does not have: 65534 owns them in the image, as in a user namespace.
+    Unmapped {
+        source: PathBuf,
+        /// The first of them, on the host.
+        path: PathBuf,
+        /// `user` or `group`.
+        what: &'static str,
+        id: u32,
+        files: u64,
+    },
 }
 
 impl std::fmt::Display for ComposeWarning {
@@ -82,6 +92,16 @@ impl std::fmt::Display for ComposeWarning {
             } => write!(
                 f,
                 "the mount source {source:?} does not exist: {destination:?} is an empty directory"
+            ),
+            ComposeWarning::Unmapped {
+                source,
+                path,
+                what,
+                id,
+                files,
+            } => write!(
+                f,
+                "the mapping of {source:?} lacks owners of {files} of its files (of {path:?} the {what} {id}): 65534 stands for them"
             ),
         }
     }
@@ -129,14 +149,6 @@ pub enum ComposeError {
         source_path: PathBuf,
         destination: PathBuf,
     },
-    #[error("{path:?} belongs to the {what} {id}, which the mapping of its source does not have")]
-    Unmapped {
-        /// On the host.
-        path: PathBuf,
-        /// `user` or `group`.
-        what: &'static str,
-        id: u32,
-    },
     #[error("{path:?}: the attribute {:?} can't be understood, so its owners can't be mapped", name.as_bstr())]
     Attribute {
         /// On the host.
@@ -167,7 +179,7 @@ pub fn compose(layers: Vec<Layer>) -> Result<Composed, ComposeError> {
             });
         }
     }
-    let (tree, origins) = render::render(&world)?;
+    let (tree, origins) = render::render(&world, &mut warnings)?;
     drop(world);
     Ok(Composed {
         inner: Arc::new(Inner {

@@ -74,14 +74,17 @@ impl CgroupPlan {
     /// Plans groups at `path` in every tree that matters: absolute as the spec has it, or relative, below `fcpipe`, which
     /// machines share. Nothing is made. Empty where no trees are mounted.
     pub fn at(path: &Path) -> Result<Self, CgroupError> {
+        let trees = hierarchies::probe().map_err(failed("cannot be read", Path::new("/proc")))?;
+        Ok(Self::among(&trees, path))
+    }
+
+    fn among(trees: &[Hierarchy], path: &Path) -> Self {
         let mut plan = CgroupPlan {
             groups: Vec::new(),
             made: Vec::new(),
             shared: Vec::new(),
         };
-        for hierarchy in
-            hierarchies::probe().map_err(failed("cannot be read", Path::new("/proc")))?
-        {
+        for hierarchy in trees {
             let below = match path.strip_prefix("/") {
                 Ok(absolute) => absolute.to_owned(),
                 Err(_) => {
@@ -98,15 +101,23 @@ impl CgroupPlan {
             }
             plan.groups.push(dir);
         }
-        Ok(plan)
+        plan
     }
 
     /// Makes the groups and sets their limits.
     pub fn make(&self, limits: &CgroupLimits) -> Result<Cgroup, CgroupError> {
-        let mounted = hierarchies::probe().map_err(failed("cannot be read", Path::new("/proc")))?;
+        let trees = hierarchies::probe().map_err(failed("cannot be read", Path::new("/proc")))?;
+        self.make_among(&trees, limits)
+    }
+
+    fn make_among(
+        &self,
+        trees: &[Hierarchy],
+        limits: &CgroupLimits,
+    ) -> Result<Cgroup, CgroupError> {
         let mut groups = Vec::new();
         for path in &self.groups {
-            let hierarchy = mounted
+            let hierarchy = trees
                 .iter()
                 // The trees are mounted beside each other, so the longest is the right one.
                 .filter(|h| path.starts_with(&h.mount))
@@ -344,66 +355,4 @@ fn write(group: &Path, file: &'static str, value: &str) -> Result<(), CgroupErro
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::confine::Confined;
-    use crate::spawn::Spawn;
-
-    #[test]
-    fn root_groups_are_made_with_their_limits_entered_emptied_and_taken_away() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: not root");
-            return;
-        }
-        let name = format!("test-{}", std::process::id());
-        let plan = CgroupPlan::at(Path::new(&name)).unwrap();
-        if plan.groups.is_empty() {
-            println!("skipped: no control groups are mounted");
-            return;
-        }
-        let limits = CgroupLimits {
-            memory: Some(64 << 20),
-            cpu: Some((20_000, 100_000)),
-        };
-        let cgroup = plan.make(&limits).unwrap();
-        assert_eq!(cgroup.usage().memory_limit, Some(64 << 20));
-        let null = fs::File::open("/dev/null").unwrap();
-        let child = Spawn {
-            path: Path::new("/bin/sleep"),
-            args: &["1000".as_ref()],
-            env: &[],
-            dir: Path::new("/"),
-            streams: [null.as_fd(); 3],
-            cgroups: &cgroup.entrances().unwrap(),
-            confined: Confined::default(),
-        };
-        let child = child.spawn().unwrap();
-        for group in &plan.groups {
-            let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap();
-            assert_eq!(
-                procs.trim(),
-                child.mark.pid.to_string(),
-                "{}",
-                group.display()
-            );
-        }
-        assert!(matches!(plan.make(&limits), Err(CgroupError::InUse { .. })));
-        // It dies with the thread that started it, so that is this one; another waits for it.
-        std::thread::scope(|scope| {
-            let waited = scope.spawn(|| child.wait().unwrap());
-            plan.remove().unwrap();
-            assert!(!waited.join().unwrap().success());
-        });
-        assert!(plan.groups.iter().all(|group| !group.exists()));
-        plan.remove().unwrap();
-    }
-
-    #[test]
-    fn a_group_of_the_spec_s_own_leaves_what_was_there() {
-        let plan = CgroupPlan::at(Path::new("/fcpipe-none/a")).unwrap();
-        assert!(plan.shared.is_empty());
-        // Two directories in each tree.
-        assert_eq!(plan.made.len(), 2 * plan.groups.len());
-        plan.remove().unwrap();
-    }
-}
+mod tests;

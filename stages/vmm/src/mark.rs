@@ -203,15 +203,35 @@ fn find_marked(dir: &Path) -> Result<Vec<(u32, OwnedFd)>, VmmError> {
     Ok(found)
 }
 
+/// How long a process may be on its way into a program; it takes some microseconds, unless the program comes from a slow disk.
+const EXEC: Duration = Duration::from_secs(2);
+
 /// The variable's value in the environment the process was started with; a zombie has none.
 fn marked_dir(pid: u32) -> Option<Vec<u8>> {
-    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let end = Instant::now() + EXEC;
+    let environ = loop {
+        let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        // A process in the middle of execve(2) has left its old environment and has no new one yet.
+        let between = environ.is_empty() && environment_start(pid) == Some(0);
+        if !between || Instant::now() >= end {
+            break environ;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    };
     environ.split(|&byte| byte == 0).find_map(|entry| {
         let value = entry
             .strip_prefix(MACHINE_DIR_VARIABLE.as_bytes())?
             .strip_prefix(b"=")?;
         Some(value.to_vec())
     })
+}
+
+/// Field 50 of `/proc/<pid>/stat`.
+fn environment_start(pid: u32) -> Option<u64> {
+    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
+    let fields = std::str::from_utf8(&bytes[after..]).ok()?;
+    fields.split_ascii_whitespace().nth(47)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -224,6 +244,16 @@ mod tests {
         let stat = parse_stat(line).unwrap();
         assert_eq!(stat.start_time, 777);
         assert!(!stat.ended);
+    }
+
+    #[test]
+    fn an_environment_begins_somewhere() {
+        let start = environment_start(std::process::id()).unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+        let (from, to) = stack.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        assert!((number(from)..number(to)).contains(&start));
     }
 
     #[test]

@@ -175,7 +175,10 @@ fn fork_into(group: BorrowedFd<'_>, child: &Child<'_>, report: BorrowedFd<'_>) -
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const wanted, size_of_val(&wanted)) };
     match pid {
         0 => be(child, report),
-        pid => Pid::from_raw(i32::try_from(pid).unwrap_or(-1)).filter(|_| pid > 0),
+        pid => i32::try_from(pid)
+            .ok()
+            .filter(|pid| *pid > 0)
+            .and_then(Pid::from_raw),
     }
 }
 
@@ -185,9 +188,8 @@ fn fork(child: &Child<'_>, report: BorrowedFd<'_>) -> io::Result<Pid> {
     // touches the stack and memory that was allocated before; it takes no lock, allocates nothing, and does not return.
     match unsafe { libc::fork() } {
         0 => be(child, report),
-        pid => Pid::from_raw(pid)
-            .filter(|_| pid > 0)
-            .ok_or_else(io::Error::last_os_error),
+        -1 => Err(io::Error::last_os_error()),
+        pid => Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into()),
     }
 }
 

@@ -86,7 +86,7 @@ impl World {
                 args: Vec::new(),
             };
             let dir = world.path("launch");
-            world.cage = Cage::new(Vec::new(), Some(&shim), &dir).unwrap();
+            world.cage = Cage::new(Default::default(), Some(&shim), &dir).unwrap();
         }
         world
     }

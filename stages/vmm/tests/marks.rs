@@ -52,6 +52,17 @@ fn row_50_only_the_launchs_own_processes_are_ended() {
     assert_eq!(kill_by_mark(&dir).unwrap(), 0);
 }
 
+/// The kernel tells a parent that a program has begun before it has its environment.
+#[test]
+fn row_50_a_process_that_has_only_just_begun_is_found() {
+    let root = tempdir().unwrap();
+    for _ in 0..100 {
+        let mut stray = Stray::start(root.path(), Some(root.path()));
+        assert_eq!(kill_by_mark(root.path()).unwrap(), 1);
+        assert!(stray.ended());
+    }
+}
+
 #[test]
 fn row_50_the_directory_may_be_moved_or_gone() {
     let root = tempdir().unwrap();

@@ -45,9 +45,5 @@ fn pid_file(global: &Global, id: &str, path: &Path) -> Result<(), Complaint> {
     let pid = record
         .and_then(|record| record.pid)
         .ok_or_else(|| Complaint::new(format_args!("{id} ended at once")))?;
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    std::fs::write(&new, pid.to_string())
-        .and_then(|()| std::fs::rename(&new, path))
-        .map_err(|e| Complaint::about(path, e))
+    super::write_pid(path, pid)
 }

@@ -7,10 +7,38 @@ use super::{Outcome, existing};
 use crate::arguments::{Exec, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
+use crate::exit::Convention;
 use crate::signals;
 use crate::terminal::{Terminal, Typed, with_streams};
 
 pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
+    if !arguments.detach {
+        return attached(global, arguments, || Ok(()));
+    }
+    let said = fcpipe_supervisor::in_background(|started| {
+        attached(global, arguments, || {
+            if let Some(path) = &arguments.pid_file {
+                super::write_pid(path, std::process::id())?;
+            }
+            started.tell(0);
+            Ok(())
+        })
+        .unwrap_or_else(|complaint| {
+            let code = complaint.show(Convention::Run);
+            started.tell(code);
+            code
+        })
+    });
+    said.map_err(|e| Complaint::new(format_args!("the process can't be detached: {e}")))
+}
+
+/// Runs it to its end. `started` is told when it runs.
+fn attached(
+    global: &Global,
+    arguments: &Exec,
+    started: impl FnOnce() -> Result<(), Complaint>,
+) -> Outcome {
+    let mut started = Some(started);
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let id = &arguments.id;
     let record = existing(&directories, id)?;
@@ -43,7 +71,7 @@ pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
     }
     loop {
         match connection.reply().map_err(Complaint::new)? {
-            Some(Reply::Started) => {}
+            Some(Reply::Started) => started.take().map_or(Ok(()), |started| started())?,
             Some(Reply::Exited { status }) => return Ok(status.shell_code()),
             Some(Reply::Failed { failed }) => return Err(Failure::from(failed).into()),
             Some(other) => {

@@ -11,7 +11,7 @@ use fcpipe_supervisor::{Bond, Connection, Console, LogLimits, Order, Reply, Requ
 use fcpipe_vmm::ShimProgram;
 
 use super::{builder, host, report, write_timings};
-use crate::arguments::{Building, Global, Launching, Spec};
+use crate::arguments::{Building, Global, Launching, Progress, Spec};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::render::{Rendering, harmless};
@@ -118,6 +118,11 @@ fn order(
     let vmms = super::monitors(global, &directories);
     let launching = wanted.launching;
     let chosen = fcpipe_vmm::choose(&vmms, launching.vmm.into()).map_err(Complaint::of_vmm)?;
+    let usual = LogLimits::default();
+    let limits = LogLimits {
+        size: global.settings.log_size.unwrap_or(usual.size),
+        files: global.settings.log_files.unwrap_or(usual.files),
+    };
     let building = wanted.building.clone();
     let (global, timings) = (global.clone(), timings(wanted.building)?);
     let (own, file) = (directories.clone(), spec.file.clone());
@@ -136,7 +141,8 @@ fn order(
         boot_timeout: Duration::from_secs(launching.boot_timeout.into()),
         bond: wanted.bond,
         stdin: wanted.stdin,
-        logged: wanted.logged.then(LogLimits::default),
+        logged: wanted.logged.then_some(limits),
+        steps: global.progress != Progress::Quiet,
         terminal: None,
         console_size: None,
         console: console(wanted, &spec)?,

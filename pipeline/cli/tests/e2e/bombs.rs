@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use crate::probe::probe;
-use crate::world::{World, assert_code, skip_without_machine};
+use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
 
 /// A bundle whose root has the probe, and whose process is a shell script.
 fn bundle(world: &World, script: &str) -> PathBuf {
@@ -151,4 +151,62 @@ fn row_64_qemu_a_stdout_that_nobody_reads_keeps_neither_exec_nor_kill_waiting() 
             .enumerate()
             .all(|(at, byte)| *byte == expected(at))
     );
+}
+
+/// The host is as short of memory as its control group says: the machine goes, and it is told why.
+#[test]
+fn row_62_qemu_root_a_machine_that_the_host_kills_for_want_of_memory_is_told() {
+    if skip_without_machine() || skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = bundle(&world, "sleep 1000");
+    let output = world
+        .with_kernel()
+        .args(["--progress", "quiet", "run", "--detach", "--id", "poor"])
+        .arg(bundle)
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let group = world.control_groups();
+    let file = group.iter().find_map(|group| {
+        let files = ["memory.limit_in_bytes", "memory.max"].map(|name| group.join(name));
+        files.into_iter().find(|file| file.exists())
+    });
+    let Some(limit) = file else {
+        println!("skipped: no tree of control groups has memory here");
+        return;
+    };
+    let used = {
+        let names = ["memory.usage_in_bytes", "memory.current"];
+        let read = |name: &&str| fs::read_to_string(limit.with_file_name(name)).ok();
+        names
+            .iter()
+            .find_map(read)
+            .unwrap()
+            .trim()
+            .parse::<u64>()
+            .unwrap()
+    };
+    // What it has, and a little more.
+    fs::write(&limit, (used + (8 << 20)).to_string()).unwrap();
+    // The client may see the end of its connection, or of its process.
+    let _ = exec(&world, "poor", &["/probe", "eat-memory"]);
+    let waited = world.with_kernel().args(["wait", "poor"]).output().unwrap();
+    assert_ne!(waited.status.code(), Some(0));
+    let events = world
+        .with_kernel()
+        .args(["events", "poor"])
+        .output()
+        .unwrap();
+    let events = String::from_utf8(events.stdout).unwrap();
+    let host = |line: &str| line.contains(r#""type":"oom""#) && line.contains(r#""where":"host""#);
+    assert!(events.lines().any(host), "{events}");
+    let output = world
+        .with_kernel()
+        .args(["delete", "poor"])
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    Leftovers::of(&world).assert_none();
 }

@@ -177,6 +177,49 @@ fn row_13_the_output_inside_a_source_does_not_go_into_itself() {
     assert!(!debugfs(&world.path(image), "ls /").contains("image.ext4"));
 }
 
+/// What runc shows as nobody's belongs to nobody in the image.
+#[test]
+fn root_owners_that_a_user_namespace_leaves_out_become_65534_and_are_told_of_once() {
+    if skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    for (name, uid, gid) in [
+        ("inside", 1_000, 1_007),
+        ("outside", 5, 1_000),
+        ("alien", 6, 7),
+    ] {
+        let path = bundle.join("rootfs/etc").join(name);
+        fs::write(&path, name).unwrap();
+        std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+    }
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let map = json!([{"containerID": 0, "hostID": 1_000, "size": 10}]);
+    spec["linux"] = json!({
+        "namespaces": [{"type": "user"}], "uidMappings": map, "gidMappings": map,
+    });
+    fs::write(&config, spec.to_string()).unwrap();
+    let output = build(&world, &bundle, "a.img", &[]);
+    assert_code(&output, 0);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("65534").count(), 1, "{said}");
+    let owner = |name: &str| {
+        let stat = debugfs(&world.path("a.img"), &format!("stat /etc/{name}"));
+        let words: Vec<&str> = stat.split_whitespace().collect();
+        let after = |what: &str| {
+            let at = words.iter().position(|word| *word == what).unwrap();
+            words[at + 1].parse::<u32>().unwrap()
+        };
+        (after("User:"), after("Group:"))
+    };
+    assert_eq!(owner("inside"), (0, 7));
+    assert_eq!(owner("outside"), (65_534, 0));
+    assert_eq!(owner("alien"), (65_534, 65_534));
+    e2fsck(&world.path("a.img"));
+}
+
 #[test]
 fn root_row_31_a_full_disk_leaves_the_output_as_it_was() {
     if skip(not_root()) {

@@ -17,7 +17,7 @@ use crate::world::{
 };
 
 /// A world whose Firecracker does what `control` says.
-fn fake(control: &str) -> World {
+pub(crate) fn fake(control: &str) -> World {
     let world = World::new();
     fcpipe_fake_firecracker::install(world.dir.path(), control).unwrap();
     world
@@ -30,7 +30,8 @@ fn run(world: &World, args: &[&str]) -> Command {
     command
 }
 
-fn fcpipe(world: &World) -> Command {
+/// The program, in a world whose Firecracker is the fake one.
+pub(crate) fn fcpipe(world: &World) -> Command {
     let mut command = world.with_kernel();
     command
         .env("FCPIPE_FIRECRACKER", world.path("firecracker"))

@@ -325,7 +325,7 @@ fn qemu_exec_has_its_own_streams_status_user_and_directory() {
     Leftovers::of(&world).assert_none();
 }
 
-fn until(mut ready: impl FnMut() -> bool) {
+pub(crate) fn until(mut ready: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
     while !ready() {
         assert!(Instant::now() < end, "it does not come");
@@ -334,7 +334,7 @@ fn until(mut ready: impl FnMut() -> bool) {
 }
 
 /// The limits of the machine's control group, whichever version has the controllers here.
-fn limits(group: &str) -> (String, String) {
+pub(crate) fn limits(group: &str) -> (String, String) {
     let read = |files: &[&str]| -> String {
         let found = files.iter().find_map(|file| {
             let path = format!("/sys/fs/cgroup/{}", file.replace("GROUP", group));

@@ -66,7 +66,7 @@ fn no_kernel() -> Option<String> {
         .then(|| "FCPIPE_TEST_KERNEL_DEB names no kernel package".to_owned())
 }
 
-fn kernel_package() -> Option<PathBuf> {
+pub(crate) fn kernel_package() -> Option<PathBuf> {
     std::env::var_os("FCPIPE_TEST_KERNEL_DEB")
         .map(PathBuf::from)
         .filter(|path| path.is_file())
@@ -237,7 +237,7 @@ impl World {
     }
 
     /// The control groups of this world's launches: their names end with the state directory's device and inode.
-    fn control_groups(&self) -> Vec<PathBuf> {
+    pub(crate) fn control_groups(&self) -> Vec<PathBuf> {
         use std::os::unix::fs::MetadataExt as _;
         let Ok(meta) = fs::metadata(self.path("state")) else {
             return Vec::new();

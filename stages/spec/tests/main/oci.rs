@@ -85,6 +85,23 @@ fn every_field_that_is_read() {
 }
 
 #[test]
+fn rules_about_devices_are_told_to_have_no_effect_where_a_process_could_notice() {
+    let bench = Bench::new();
+    let warned = |rules: Value, capabilities: Value| {
+        let mut config = with("/linux/resources/devices", rules);
+        set(&mut config, "/process/capabilities", capabilities);
+        let spec = bench.oci(&config).unwrap();
+        let about = |warning: &&String| warning.contains("linux.resources.devices");
+        spec.warnings.iter().filter(about).count()
+    };
+    let usual = || json!([{"allow": false, "access": "rwm"}]);
+    let mknod = || json!({"bounding": ["CAP_MKNOD"]});
+    assert_eq!(warned(usual(), mknod()), 1);
+    assert_eq!(warned(usual(), json!({"bounding": ["CAP_KILL"]})), 0);
+    assert_eq!(warned(json!([{"allow": true}]), mknod()), 0);
+}
+
+#[test]
 fn a_relative_cgroup_stays_below_where_the_runtime_puts_its_own() {
     let bench = Bench::new();
     let spec = bench

@@ -1,8 +1,10 @@
 //! Owners as the image has them: a source's `owner`, or its ranges of ids.
 //!
 //! The same as the kernel's idmapped mounts do: files' owners, the users and groups that ACLs name and
-//! the root user of a file capability are mapped. An id that no range has is an error; the kernel
-//! would show the overflow id, which is wrong for a copy. `owner` changes files' owners alone.
+//! the root user of a file capability are mapped. An id that no range has becomes the overflow id, as which the
+//! kernel shows it in a user namespace, and is told of. `owner` changes files' owners alone.
+
+use std::cell::Cell;
 
 use fcpipe_spec::{Content, IdRange};
 
@@ -22,21 +24,39 @@ const CAP_REVISION_3: u32 = 0x0300_0000;
 const CAP_3_LEN: usize = 24;
 const CAP_2_LEN: usize = 20;
 
-/// What can't be mapped.
+/// Whom files belong to whose owner has no name inside: the kernel's default of `kernel.overflowuid` and `overflowgid`.
+const OVERFLOW: u32 = 65_534;
+
+/// An attribute that can't be mapped.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    Id { what: &'static str, id: u32 },
-    Attribute(Vec<u8>),
+pub(super) struct Refused(pub(super) Vec<u8>);
+
+/// An id that no range has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unmapped {
+    /// `user` or `group`.
+    pub(super) what: &'static str,
+    pub(super) id: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Ids<'a> {
     content: &'a Content,
+    /// The first of those that were mapped with this.
+    unmapped: Cell<Option<Unmapped>>,
 }
 
 impl<'a> Ids<'a> {
     pub(super) fn new(content: &'a Content) -> Self {
-        Ids { content }
+        Ids {
+            content,
+            unmapped: Cell::new(None),
+        }
+    }
+
+    /// The first id that was met and has no range.
+    pub(super) fn unmapped(&self) -> Option<Unmapped> {
+        self.unmapped.get()
     }
 
     /// Whether everything stays as it is.
@@ -49,12 +69,12 @@ impl<'a> Ids<'a> {
             && !(self.content.uid_map.is_empty() && self.content.gid_map.is_empty())
     }
 
-    pub(super) fn meta(&self, meta: &Meta) -> Result<Meta, Refused> {
+    pub(super) fn meta(&self, meta: &Meta) -> Meta {
         let (uid, gid) = match self.content.owner {
             Some(owner) => owner,
-            None => (self.uid(meta.uid)?, self.gid(meta.gid)?),
+            None => (self.uid(meta.uid), self.gid(meta.gid)),
         };
-        Ok(Meta { uid, gid, ..*meta })
+        Meta { uid, gid, ..*meta }
     }
 
     pub(super) fn xattrs(&self, set: &[Xattr]) -> Result<Vec<Xattr>, Refused> {
@@ -71,17 +91,23 @@ impl<'a> Ids<'a> {
         Ok(set)
     }
 
-    fn uid(&self, id: u32) -> Result<u32, Refused> {
-        map(&self.content.uid_map, id).ok_or(Refused::Id { what: "user", id })
+    fn uid(&self, id: u32) -> u32 {
+        map(&self.content.uid_map, id).unwrap_or_else(|| self.overflow("user", id))
     }
 
-    fn gid(&self, id: u32) -> Result<u32, Refused> {
-        map(&self.content.gid_map, id).ok_or(Refused::Id { what: "group", id })
+    fn gid(&self, id: u32) -> u32 {
+        map(&self.content.gid_map, id).unwrap_or_else(|| self.overflow("group", id))
+    }
+
+    fn overflow(&self, what: &'static str, id: u32) -> u32 {
+        let first = self.unmapped.get().unwrap_or(Unmapped { what, id });
+        self.unmapped.set(Some(first));
+        OVERFLOW
     }
 
     fn acl(&self, xattr: &mut Xattr) -> Result<(), Refused> {
         let value = &mut xattr.value;
-        let odd = || Refused::Attribute(xattr.name.clone());
+        let odd = || Refused(xattr.name.clone());
         let (version, entries) = value.split_first_chunk_mut::<4>().ok_or_else(odd)?;
         if u32::from_le_bytes(*version) != ACL_VERSION {
             return Err(odd());
@@ -94,8 +120,8 @@ impl<'a> Ids<'a> {
             let [tag0, tag1, _, _, id @ ..] = entry;
             let old = u32::from_le_bytes(*id);
             let new = match u16::from_le_bytes([*tag0, *tag1]) {
-                ACL_USER => self.uid(old)?,
-                ACL_GROUP => self.gid(old)?,
+                ACL_USER => self.uid(old),
+                ACL_GROUP => self.gid(old),
                 _ => continue,
             };
             *id = new.to_le_bytes();
@@ -114,15 +140,15 @@ impl<'a> Ids<'a> {
         let value = &mut xattr.value;
         let magic = match value.first_chunk::<4>() {
             Some(magic) => u32::from_le_bytes(*magic),
-            None => return Err(Refused::Attribute(xattr.name.clone())),
+            None => return Err(Refused(xattr.name.clone())),
         };
         if magic & CAP_REVISION_MASK != CAP_REVISION_3 {
             return Ok(());
         }
         let Some(root) = value.last_chunk::<4>().filter(|_| value.len() == CAP_3_LEN) else {
-            return Err(Refused::Attribute(xattr.name.clone()));
+            return Err(Refused(xattr.name.clone()));
         };
-        match self.uid(u32::from_le_bytes(*root))? {
+        match self.uid(u32::from_le_bytes(*root)) {
             0 => {
                 let magic = magic & !CAP_REVISION_MASK | CAP_REVISION_2;
                 value[..4].copy_from_slice(&magic.to_le_bytes());

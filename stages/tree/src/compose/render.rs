@@ -1,19 +1,24 @@
 //! Writes what is visible in a [`World`] as one [`Tree`], breadth first.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::ids::{Ids, Refused};
+use super::ids::{Ids, Unmapped};
 use super::world::{Change, Place, Position, World};
-use super::{ComposeError, MADE, Packed};
+use super::{ComposeError, ComposeWarning, MADE, Packed};
 use crate::memory::with_room;
 use crate::model::writer::{MOST, Writer};
-use crate::model::{Kind, Meta, NewKind, NodeId, Timestamp, Tree, Xattr};
+use crate::model::{Kind, Meta, NewKind, NodeId, Timestamp, Tree};
 use crate::scan::{Scan, made_directory};
 
 type Rendered = (Arc<Tree>, Option<Vec<Packed>>);
 
-pub(super) fn render(world: &World<'_>) -> Result<Rendered, ComposeError> {
+/// What it has to warn of goes to `warnings`.
+pub(super) fn render(
+    world: &World<'_>,
+    warnings: &mut Vec<ComposeWarning>,
+) -> Result<Rendered, ComposeError> {
     let root = world.scanned(0);
     if world.is_root_alone() && Ids::new(&root.content).is_identity() {
         return Ok((Arc::clone(&root.tree), None));
@@ -28,7 +33,11 @@ pub(super) fn render(world: &World<'_>) -> Result<Rendered, ComposeError> {
     if scans().map(|scan| scan.tree.size_bound()).sum::<usize>() > MOST / 2 {
         return Err(ComposeError::TooMany);
     }
-    let (meta, xattrs) = seen(root, NodeId::ROOT)?;
+    let ids = Ids::new(&root.content);
+    let meta = ids.meta(root.tree.meta(NodeId::ROOT));
+    let xattrs = ids
+        .xattrs(root.tree.xattrs(NodeId::ROOT))
+        .map_err(|refused| attribute(root, NodeId::ROOT, refused.0))?;
     let room = scans().map(|scan| scan.tree.len()).sum();
     let mut render = Render {
         world,
@@ -43,9 +52,11 @@ pub(super) fn render(world: &World<'_>) -> Result<Rendered, ComposeError> {
             })
             .collect(),
         linked: HashMap::new(),
+        unmapped: vec![None; world.layers().len()],
         dirs: vec![(NodeId::ROOT, world.root())],
     };
     render.origins.push(Packed { layer: 0, node: 0 });
+    render.note(0, root, NodeId::ROOT, ids.unmapped());
     let mut at = 0;
     while let Some(&(node, dir)) = render.dirs.get(at) {
         render.writer.begin(node);
@@ -53,6 +64,17 @@ pub(super) fn render(world: &World<'_>) -> Result<Rendered, ComposeError> {
         at += 1;
     }
     render.origins.shrink_to_fit();
+    for (layer, lacking) in world.layers().iter().zip(render.unmapped) {
+        if let Some((path, Unmapped { what, id }, files)) = lacking {
+            warnings.push(ComposeWarning::Unmapped {
+                source: layer.source.clone(),
+                path,
+                what,
+                id,
+                files,
+            });
+        }
+    }
     Ok((Arc::new(render.writer.finish()), Some(render.origins)))
 }
 
@@ -64,6 +86,8 @@ struct Render<'a> {
     sets: Vec<Vec<Option<u32>>>,
     /// Nodes with several names, by mount: the same source at two places is two sets of nodes.
     linked: HashMap<(usize, NodeId), NodeId>,
+    /// By layer: the first file with an id that no range has, that id, and how many such files there are.
+    unmapped: Vec<Option<(PathBuf, Unmapped, u64)>>,
     /// Directories in the order of their numbers.
     dirs: Vec<(NodeId, Position)>,
 }
@@ -124,16 +148,18 @@ impl Render<'_> {
         }
         let layer = self.world.layer_of(at.mount);
         let ids = Ids::new(&scan.content);
-        let refused = |refused| refuse(scan, node, refused);
-        let meta = ids.meta(tree.meta(node)).map_err(refused)?;
+        let meta = ids.meta(tree.meta(node));
         let set = tree.xattr_set(node) as usize;
         let set = match self.sets[layer][set] {
             Some(known) => known,
             None => {
-                let mapped = ids.xattrs(tree.xattrs(node)).map_err(refused)?;
+                let mapped = ids
+                    .xattrs(tree.xattrs(node))
+                    .map_err(|refused| attribute(scan, node, refused.0))?;
                 *self.sets[layer][set].insert(self.writer.xattr_set(mapped))
             }
         };
+        self.note(layer, scan, node, ids.unmapped());
         let kind = match tree.kind(node) {
             Kind::Directory => NewKind::Directory,
             Kind::File { size } => NewKind::File {
@@ -162,6 +188,12 @@ impl Render<'_> {
         Ok(())
     }
 
+    fn note(&mut self, layer: usize, scan: &Scan, node: NodeId, unmapped: Option<Unmapped>) {
+        let Some(unmapped) = unmapped else { return };
+        let first = || (scan.source_path(node), unmapped, 0);
+        self.unmapped[layer].get_or_insert_with(first).2 += 1;
+    }
+
     fn made(&mut self, name: &[u8], at: Position, directory: bool, mtime: Timestamp) {
         let meta = made_directory(mtime);
         self.origins.push(Packed {
@@ -186,20 +218,7 @@ impl Render<'_> {
     }
 }
 
-/// A node's metadata as the image has it.
-fn seen(scan: &Scan, node: NodeId) -> Result<(Meta, Vec<Xattr>), ComposeError> {
-    let ids = Ids::new(&scan.content);
-    let refused = |refused| refuse(scan, node, refused);
-    Ok((
-        ids.meta(scan.tree.meta(node)).map_err(refused)?,
-        ids.xattrs(scan.tree.xattrs(node)).map_err(refused)?,
-    ))
-}
-
-fn refuse(scan: &Scan, node: NodeId, refused: Refused) -> ComposeError {
+fn attribute(scan: &Scan, node: NodeId, name: Vec<u8>) -> ComposeError {
     let path = scan.source_path(node);
-    match refused {
-        Refused::Id { what, id } => ComposeError::Unmapped { path, what, id },
-        Refused::Attribute(name) => ComposeError::Attribute { path, name },
-    }
+    ComposeError::Attribute { path, name }
 }

@@ -25,13 +25,17 @@ pub(super) struct Hierarchy {
 
 /// The trees that matter to a machine, each once.
 pub(super) fn probe() -> io::Result<Vec<Hierarchy>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(of(&fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+/// Those of a list of mounts.
+pub(super) fn of(mountinfo: &str) -> Vec<Hierarchy> {
     let controllers = |mount: &Path| {
         let text = fs::read_to_string(mount.join("cgroup.controllers"))?;
         Ok::<_, io::Error>(text.split_whitespace().map(str::to_owned).collect())
     };
     let mut found: Vec<Hierarchy> = Vec::new();
-    for mut hierarchy in text.lines().filter_map(parse) {
+    for mut hierarchy in mountinfo.lines().filter_map(parse) {
         if hierarchy.version == Version::Two {
             // A tree that can't be read is none that can be used.
             let Ok(list) = controllers(&hierarchy.mount) else {
@@ -48,7 +52,7 @@ pub(super) fn probe() -> io::Result<Vec<Hierarchy>> {
             found.push(hierarchy);
         }
     }
-    Ok(found)
+    found
 }
 
 /// A line of mountinfo (proc_pid_mountinfo(5)): `36 35 98:0 / MOUNT OPTIONS … - TYPE SOURCE SUPER_OPTIONS`.

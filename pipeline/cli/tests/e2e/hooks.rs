@@ -1,0 +1,144 @@
+//! Hooks of the host: when each runs, what it is told, and what its failure does. The machines are the fake Firecracker's.
+
+use std::fs;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::firecracker::{fake, fcpipe as command};
+use crate::world::{Leftovers, World, assert_code, skip_without_kernel};
+
+fn fcpipe(world: &World, arguments: &[&str]) -> Output {
+    command(world).args(arguments).output().unwrap()
+}
+
+/// A bundle whose hooks each note that they were there, and what was on their standard input. `failing` also fails.
+fn bundle(world: &World, args: &[&str], failing: &str) {
+    let bundle = world.bundle(args, &[]);
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let dir = world.dir.path().display();
+    for point in ["prestart", "createRuntime", "poststart", "poststop"] {
+        let end = if point == failing {
+            "echo no such bridge >&2; exit 3"
+        } else {
+            "exit 0"
+        };
+        let script = format!("cat > {dir}/{point}.json; echo $0 >> {dir}/order; {end}");
+        spec["hooks"][point] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script, point]}]);
+    }
+    spec["annotations"] = json!({"org.example.a": "b"});
+    fs::write(config, spec.to_string()).unwrap();
+}
+
+fn order(world: &World) -> String {
+    fs::read_to_string(world.path("order")).unwrap_or_default()
+}
+
+fn told(world: &World, point: &str) -> Value {
+    serde_json::from_slice(&fs::read(world.path(&format!("{point}.json"))).unwrap()).unwrap()
+}
+
+#[test]
+fn hooks_run_at_their_points_with_oci_s_state() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    bundle(&world, &["sleep", "1000"], "none");
+    let path = world.path("bundle").display().to_string();
+    let create = [
+        "create",
+        "c1",
+        "--log",
+        "--vmm",
+        "firecracker",
+        "--bundle",
+        &path,
+    ];
+    assert_code(&fcpipe(&world, &create), 0);
+    assert_eq!(order(&world), "prestart\ncreateRuntime\n");
+    let pid = {
+        let state = fcpipe(&world, &["state", "c1"]);
+        serde_json::from_slice::<Value>(&state.stdout).unwrap()["pid"].clone()
+    };
+    assert!(pid.is_u64(), "{pid}");
+    let state = |status: &str, pid: Option<&Value>| {
+        let mut state = json!({
+            "ociVersion": "1.2.0", "id": "c1", "status": status, "bundle": path,
+            "annotations": {"org.example.a": "b"},
+        });
+        if let Some(pid) = pid {
+            state["pid"] = pid.clone();
+        }
+        state
+    };
+    assert_eq!(told(&world, "prestart"), state("creating", Some(&pid)));
+    assert_eq!(told(&world, "createRuntime"), state("creating", Some(&pid)));
+    assert_code(&fcpipe(&world, &["start", "c1"]), 0);
+    // Beside `start`: it may come after its answer.
+    crate::life::until(|| order(&world).ends_with("poststart\n"));
+    assert_eq!(told(&world, "poststart"), state("running", Some(&pid)));
+    assert_code(&fcpipe(&world, &["kill", "c1", "KILL"]), 0);
+    assert_code(&fcpipe(&world, &["wait", "c1"]), 0);
+    assert!(!order(&world).contains("poststop"));
+    assert_code(&fcpipe(&world, &["delete", "c1"]), 0);
+    assert_eq!(
+        order(&world),
+        "prestart\ncreateRuntime\npoststart\npoststop\n"
+    );
+    assert_eq!(told(&world, "poststop"), state("stopped", None));
+    Leftovers::of(&world).assert_none();
+}
+
+#[test]
+fn a_hook_that_fails_fails_create_or_start_and_nothing_is_left() {
+    if skip_without_kernel() {
+        return;
+    }
+    for (point, ran) in [
+        ("prestart", "prestart\npoststop\n"),
+        ("createRuntime", "prestart\ncreateRuntime\npoststop\n"),
+    ] {
+        let world = fake("");
+        bundle(&world, &["sleep", "1000"], point);
+        let path = world.path("bundle").display().to_string();
+        let output = fcpipe(
+            &world,
+            &[
+                "create",
+                "c1",
+                "--log",
+                "--vmm",
+                "firecracker",
+                "--bundle",
+                &path,
+            ],
+        );
+        assert_code(&output, 1);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains(&format!("the {point} hook /bin/sh")) && said.contains("no such bridge"),
+            "{said}"
+        );
+        assert_eq!(order(&world), ran);
+        Leftovers::of(&world).assert_none();
+    }
+    // One after the start ends the launch; one after the end is a warning.
+    let world = fake("");
+    bundle(&world, &["sleep", "1000"], "poststart");
+    let path = world.path("bundle").display().to_string();
+    let output = fcpipe(&world, &["run", "--vmm", "firecracker", &path]);
+    assert_code(&output, 125);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the poststart hook /bin/sh"), "{said}");
+    Leftovers::of(&world).assert_none();
+    let world = fake("");
+    bundle(&world, &["exit", "4"], "poststop");
+    let path = world.path("bundle").display().to_string();
+    let output = fcpipe(&world, &["run", "--vmm", "firecracker", &path]);
+    assert_code(&output, 4);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the poststop hook /bin/sh"), "{said}");
+    Leftovers::of(&world).assert_none();
+}

@@ -1,0 +1,182 @@
+//! Groups of both versions: of this host's trees, and of version 2 in a tree that is made up, where the host has none with controllers.
+
+use super::*;
+
+use crate::confine::Confined;
+use crate::spawn::Spawn;
+
+#[test]
+fn root_groups_are_made_with_their_limits_entered_emptied_and_taken_away() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let name = format!("test-{}", std::process::id());
+    let plan = CgroupPlan::at(Path::new(&name)).unwrap();
+    if plan.groups.is_empty() {
+        println!("skipped: no control groups are mounted");
+        return;
+    }
+    let limits = CgroupLimits {
+        memory: Some(64 << 20),
+        cpu: Some((20_000, 100_000)),
+    };
+    let cgroup = plan.make(&limits).unwrap();
+    assert_eq!(cgroup.usage().memory_limit, Some(64 << 20));
+    let null = fs::File::open("/dev/null").unwrap();
+    let child = Spawn {
+        path: Path::new("/bin/sleep"),
+        args: &["1000".as_ref()],
+        env: &[],
+        dir: Path::new("/"),
+        streams: [null.as_fd(); 3],
+        cgroups: &cgroup.entrances().unwrap(),
+        confined: Confined::default(),
+    };
+    let child = child.spawn().unwrap();
+    for group in &plan.groups {
+        let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+        assert_eq!(
+            procs.trim(),
+            child.mark.pid.to_string(),
+            "{}",
+            group.display()
+        );
+    }
+    assert!(matches!(plan.make(&limits), Err(CgroupError::InUse { .. })));
+    // It dies with the thread that started it, so that is this one; another waits for it.
+    std::thread::scope(|scope| {
+        let waited = scope.spawn(|| child.wait().unwrap());
+        plan.remove().unwrap();
+        assert!(!waited.join().unwrap().success());
+    });
+    assert!(plan.groups.iter().all(|group| !group.exists()));
+    plan.remove().unwrap();
+}
+
+#[test]
+fn a_group_of_the_spec_s_own_leaves_what_was_there() {
+    let plan = CgroupPlan::at(Path::new("/fcpipe-none/a")).unwrap();
+    assert!(plan.shared.is_empty());
+    // Two directories in each tree.
+    assert_eq!(plan.made.len(), 2 * plan.groups.len());
+    plan.remove().unwrap();
+}
+
+/// What the kernel puts into a group's directory.
+fn populate(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    for name in ["cgroup.procs", "cgroup.subtree_control"] {
+        fs::write(dir.join(name), "").unwrap();
+    }
+}
+
+/// A tree of version 2 with controllers, and what `/proc/self/mountinfo` says of it.
+fn tree_of_two(controllers: &str) -> (tempfile::TempDir, Vec<Hierarchy>) {
+    let dir = tempfile::tempdir().unwrap();
+    populate(dir.path());
+    fs::write(dir.path().join("cgroup.controllers"), controllers).unwrap();
+    let line = format!(
+        "31 23 0:27 / {} rw - cgroup2 cgroup2 rw",
+        dir.path().display()
+    );
+    let trees = hierarchies::of(&line);
+    assert_eq!(trees.len(), 1);
+    (dir, trees)
+}
+
+#[test]
+fn version_2_has_its_controllers_passed_on_its_limits_set_and_its_figures_read() {
+    let (dir, trees) = tree_of_two("cpuset cpu io memory pids\n");
+    let plan = CgroupPlan::among(&trees, Path::new("one"));
+    let (own, group) = (dir.path().join("fcpipe"), dir.path().join("fcpipe/one"));
+    assert_eq!(plan.groups, std::slice::from_ref(&group));
+    assert_eq!(
+        (plan.made.clone(), plan.shared.clone()),
+        (vec![group.clone()], vec![own.clone()])
+    );
+    populate(&own);
+    populate(&group);
+    fs::write(dir.path().join("cgroup.subtree_control"), "cpu\n").unwrap();
+    let limits = CgroupLimits {
+        memory: Some(64 << 20),
+        cpu: Some((20_000, 100_000)),
+    };
+    let cgroup = plan.make_among(&trees, &limits).unwrap();
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    // Only what is not passed on yet, and never by the group itself.
+    assert_eq!(read(dir.path().join("cgroup.subtree_control")), "+memory");
+    assert_eq!(read(own.join("cgroup.subtree_control")), "+memory +cpu");
+    assert_eq!(read(group.join("cgroup.subtree_control")), "");
+    assert_eq!(read(group.join("memory.max")), (64 << 20).to_string());
+    assert_eq!(read(group.join("cpu.max")), "20000 100000");
+
+    for (file, text) in [
+        (
+            "cpu.stat",
+            "usage_usec 700\nuser_usec 1\nthrottled_usec 30\n",
+        ),
+        ("memory.current", "4096\n"),
+        ("memory.peak", "8192\n"),
+        ("memory.events", "low 0\noom 5\noom_kill 3\n"),
+    ] {
+        fs::write(group.join(file), text).unwrap();
+    }
+    let expected = CgroupUsage {
+        cpu_us: Some(700),
+        throttled_us: Some(30),
+        memory: Some(4096),
+        memory_peak: Some(8192),
+        memory_limit: Some(64 << 20),
+        oom_kills: Some(3),
+    };
+    assert_eq!(cgroup.usage(), expected);
+    let entrances = cgroup.entrances().unwrap();
+    assert!(entrances.of_one.is_empty() && entrances.of_two.is_some());
+    assert_eq!(cgroup.paths(), std::slice::from_ref(&group));
+    fs::write(group.join("cgroup.procs"), "1\n").unwrap();
+    let again = plan.make_among(&trees, &limits);
+    assert!(matches!(again, Err(CgroupError::InUse { .. })));
+}
+
+#[test]
+fn version_2_without_the_controller_cannot_limit() {
+    let (dir, trees) = tree_of_two("cpu pids\n");
+    let plan = CgroupPlan::among(&trees, Path::new("/one"));
+    populate(&dir.path().join("one"));
+    let limits = CgroupLimits {
+        memory: Some(1 << 20),
+        cpu: None,
+    };
+    let made = plan.make_among(&trees, &limits);
+    assert!(
+        matches!(made, Err(CgroupError::NoController { what: "memory", .. })),
+        "{made:?}"
+    );
+}
+
+#[test]
+fn a_process_that_cannot_be_born_in_its_group_says_why_and_is_gone() {
+    let (dir, trees) = tree_of_two("memory cpu\n");
+    let plan = CgroupPlan::among(&trees, Path::new("/one"));
+    populate(&dir.path().join("one"));
+    let cgroup = plan.make_among(&trees, &CgroupLimits::default()).unwrap();
+    let entrances = cgroup.entrances().unwrap();
+    let null = fs::File::open("/dev/null").unwrap();
+    let spawn = |path| Spawn {
+        path: Path::new(path),
+        args: &[],
+        env: &[],
+        dir: Path::new("/"),
+        streams: [null.as_fd(); 3],
+        cgroups: &entrances,
+        confined: Confined::default(),
+    };
+    // No group of the kernel's: the child is forked, and writes itself into the file.
+    let child = spawn("/bin/true").spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    let procs = fs::read_to_string(dir.path().join("one/cgroup.procs")).unwrap();
+    assert_eq!(procs, "0");
+    let missing = spawn("/no/such/program").spawn().err().unwrap();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+}
