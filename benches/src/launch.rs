@@ -2,7 +2,7 @@
 //! outside, where everything is built already.
 //!
 //! The monitor is the fake Firecracker, whose guest answers at once; so all of the time is fcpipe's, but for the fake's own
-//! start and end, which are measured alone beside it. Then the same with QEMU, where it is: what a user waits for.
+//! start and end, which are measured alone beside it. Then the same with what a user waits for: QEMU, or a real Firecracker where one is named.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,17 +14,22 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-const USAGE: &str = "bench-ext4 launch FCPIPE [--runs N] [--dir target/bench/launch] [--no-qemu]";
+const USAGE: &str = "bench-ext4 launch FCPIPE [--runs N] [--dir target/bench/launch] [--no-qemu] [--firecracker FILE]";
+
+/// Launches of real machines, which take seconds where they are emulated.
+const REAL: usize = 5;
 
 pub(crate) fn bench(args: &[String]) -> Result<()> {
     let mut args = args.iter();
     let fcpipe = PathBuf::from(args.next().ok_or(USAGE)?);
     let (mut runs, mut dir, mut qemu) = (30, PathBuf::from("target/bench/launch"), true);
+    let mut firecracker: Option<PathBuf> = None;
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--runs" => runs = args.next().ok_or(USAGE)?.parse()?,
             "--dir" => dir = args.next().ok_or(USAGE)?.into(),
             "--no-qemu" => qemu = false,
+            "--firecracker" => firecracker = Some(args.next().ok_or(USAGE)?.into()),
             _ => return Err(USAGE.into()),
         }
     }
@@ -32,16 +37,13 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     let dir = dir.canonicalize()?;
     let fake = fcpipe.with_file_name("fake-firecracker");
     let bundle = bundle(&dir)?;
-    let command = |vmm: &str| {
+    let command = |vmm: &str, firecracker: &Path, kvm: Option<&str>| {
         let mut command = Command::new(&fcpipe);
         command
             .env("FCPIPE_CACHE_DIR", dir.join("cache"))
             .env("FCPIPE_STATE_DIR", dir.join("state"))
-            .env("FCPIPE_FIRECRACKER", &fake)
-            .env(
-                "FCPIPE_KVM",
-                if vmm == "firecracker" { "on" } else { "off" },
-            )
+            .env("FCPIPE_FIRECRACKER", firecracker)
+            .envs(kvm.map(|kvm| ("FCPIPE_KVM", kvm)))
             .args(["--progress", "quiet", "run", "--vmm", vmm])
             .arg(&bundle)
             .arg("--timings")
@@ -63,12 +65,17 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
         command
     })?;
     row("the fake monitor --version", &alone);
-    let faked = launches(runs, &dir, || command("firecracker"))?;
+    let faked = launches(runs, &dir, || command("firecracker", &fake, Some("on")))?;
     row("run, fake monitor and agent", &faked.wall);
     faked.print();
     if qemu {
-        let real = launches(5, &dir, || command("qemu"))?;
+        let real = launches(REAL, &dir, || command("qemu", &fake, Some("off")))?;
         row("run, QEMU", &real.wall);
+        real.print();
+    }
+    if let Some(firecracker) = firecracker {
+        let real = launches(REAL, &dir, || command("firecracker", &firecracker, None))?;
+        row("run, Firecracker", &real.wall);
         real.print();
     }
     Ok(())

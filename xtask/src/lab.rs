@@ -94,7 +94,7 @@ fn script(command: &Option<String>, arguments: &[String], jailed: bool) -> Strin
 const TESTS: &str = "--test-threads=1 --show-output --color=never";
 
 /// Tests to run in jails where none are named.
-const JAILED: &str = "firecracker:: process:: cleanup::";
+const JAILED: &str = "firecracker::real process:: cleanup::";
 
 /// For a shell.
 fn quoted(word: &str) -> String {

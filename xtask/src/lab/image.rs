@@ -66,6 +66,7 @@ pub(super) fn make(
         mount(&programs.probe, Path::new("/usr/local/bin/fcpipe-probe")),
         same(&root().join("fixtures")),
         mount(&programs.fcpipe, Path::new("/usr/local/bin/fcpipe")),
+        mount(&programs.fake, Path::new("/usr/local/bin/fake-firecracker")),
         mount(firecracker, Path::new("/usr/local/bin/firecracker")),
         mount(&data, Path::new("/var/lib/lab/data")),
         // For the tests that boot a Debian.
@@ -76,6 +77,13 @@ pub(super) fn make(
         ),
         mount(&init, Path::new("/lab-init")),
     ];
+    // `lab-bench launch /usr/local/bin/fcpipe --no-qemu --firecracker /usr/local/bin/firecracker`
+    mounts.extend(
+        programs
+            .bench
+            .iter()
+            .map(|bench| mount(bench, Path::new("/usr/local/bin/lab-bench"))),
+    );
     mounts.extend(jailer.map(|jailer| mount(jailer, Path::new("/usr/local/bin/jailer"))));
     let spec = json!({
         "version": 1,
@@ -243,7 +251,7 @@ hostname lab
 mkdir -p '{tmp}'
 export FCPIPE_FIRECRACKER=/usr/local/bin/firecracker
 # A guest takes ten times as long as on a processor.
-export FCPIPE_BOOT_TIMEOUT=300
+export FCPIPE_BOOT_TIMEOUT=300 FCPIPE_TEST_EMULATED=1
 {jailer}export FCPIPE_TEST_VMM=firecracker FCPIPE_TEST_DATA_DIR=/var/lib/lab/data FCPIPE_DATA_DIR=/var/lib/lab/data
 export FCPIPE_TEST_FAKE_FIRECRACKER='{fake}' FCPIPE_TEST_PROBE=/usr/local/bin/fcpipe-probe
 export FCPIPE_TEST_DEBIAN_ROOT=/var/lib/lab/debian
@@ -271,6 +279,8 @@ struct Programs {
     probe: PathBuf,
     e2e: PathBuf,
     transcript: PathBuf,
+    /// Only where it is built with optimization.
+    bench: Option<PathBuf>,
 }
 
 impl Programs {
@@ -317,7 +327,15 @@ impl Programs {
             "--test",
             "transcript",
         ])?;
+        let bench = match release {
+            true => {
+                let built = built(&["build", "--package", "fcpipe-benches", "--bins"])?;
+                Some(executable(&built, "bench-ext4", false)?)
+            }
+            false => None,
+        };
         Ok(Self {
+            bench,
             fcpipe: executable(&programs, "fcpipe", false)?,
             fake: executable(&fixtures, "fake-firecracker", false)?,
             probe: executable(&fixtures, "fcpipe-probe", false)?,
