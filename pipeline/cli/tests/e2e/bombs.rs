@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use crate::probe::probe;
-use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
+use crate::world::{
+    Leftovers, World, assert_code, not_root, skip, skip_in_emulation, skip_without_machine,
+};
 
 /// A bundle whose root has the probe, and whose process is a shell script.
 fn bundle(world: &World, script: &str) -> PathBuf {
@@ -26,7 +28,7 @@ fn exec(world: &World, id: &str, args: &[&str]) -> Output {
 
 #[test]
 fn row_62_qemu_a_memory_bomb_ends_in_the_container_and_is_told() {
-    if skip_without_machine() {
+    if skip_without_machine() || skip_in_emulation() {
         return;
     }
     let world = World::new();
@@ -44,7 +46,7 @@ fn row_62_qemu_a_memory_bomb_ends_in_the_container_and_is_told() {
 
 #[test]
 fn row_62_qemu_a_fork_bomb_leaves_exec_and_kill() {
-    if skip_without_machine() {
+    if skip_without_machine() || skip_in_emulation() {
         return;
     }
     let world = World::new();

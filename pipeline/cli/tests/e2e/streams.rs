@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::world::{Leftovers, World, assert_code, skip_without_machine};
+use crate::world::{Leftovers, World, assert_code, skip_in_emulation, skip_without_machine};
 
 /// A count that a soak makes larger.
 fn count(name: &str, usual: u64) -> u64 {
@@ -152,7 +152,7 @@ fn qemu_many_processes_at_once() {
 
 #[test]
 fn row_62_qemu_a_memory_bomb_and_a_fork_bomb_leave_the_agent_and_are_told_of() {
-    if skip_without_machine() {
+    if skip_without_machine() || skip_in_emulation() {
         return;
     }
     let world = World::new();

@@ -109,6 +109,14 @@ pub(crate) fn skip_without_machine() -> bool {
     skip(lacking())
 }
 
+/// Skips where the host of the machines is emulated (FCPIPE_TEST_EMULATED): a guest that never rests stops that as well.
+pub(crate) fn skip_in_emulation() -> bool {
+    let emulated = std::env::var_os("FCPIPE_TEST_EMULATED");
+    skip_even_in_ci(emulated.map(|_| {
+        "the host is emulated, and a guest that is busy to the utmost stops it".to_owned()
+    }))
+}
+
 /// FCPIPE_TEST_DATA_DIR: where somebody has imported a kernel for the tests.
 fn data_dir_named() -> Option<PathBuf> {
     std::env::var_os("FCPIPE_TEST_DATA_DIR").map(PathBuf::from)
