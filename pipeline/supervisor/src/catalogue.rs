@@ -69,12 +69,62 @@ pub fn delete(
     id: &str,
     tell: &mut dyn FnMut(String),
 ) -> Result<bool, LaunchDirError> {
-    let Some(launch) = LaunchDir::take(state, id, PATIENCE)? else {
-        return Ok(false);
+    let (record, removed) = match take_away(state, id)? {
+        None => return Ok(false),
+        // Its supervisor was killed since somebody last cleaned up: it counts as stopped, and what it had made is still there.
+        Some((_, Err(LaunchDirError::NotUndone { .. }))) => {
+            clean_up(state, tell)?;
+            match take_away(state, id)? {
+                // It was not one that stays, and has gone with that.
+                None => return Ok(true),
+                Some(tried) => tried,
+            }
+        }
+        Some(tried) => tried,
     };
-    if let Ok(Some(record)) = Record::read(launch.path()) {
+    removed?;
+    if let Some(record) = record {
         after(&record, tell);
     }
-    launch.remove()?;
     Ok(true)
+}
+
+type TakenAway = (Option<Record>, Result<(), LaunchDirError>);
+
+/// `None`: there is nothing that could be taken.
+fn take_away(state: &Path, id: &str) -> Result<Option<TakenAway>, LaunchDirError> {
+    let Some(launch) = LaunchDir::take(state, id, PATIENCE)? else {
+        return Ok(None);
+    };
+    let record = Record::read(launch.path()).ok().flatten();
+    Ok(Some((record, launch.remove())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_50_a_launch_whose_supervisor_is_killed_while_it_is_being_deleted_goes_with_all_it_made()
+    {
+        let state = tempfile::tempdir().unwrap();
+        let dir = LaunchDir::claim(state.path(), "one").unwrap();
+        let mut record = Record::new("one", Path::new("/bundle"), true, true);
+        record.status = Status::Running;
+        record.write(dir.path()).unwrap();
+        let made = state.path().join("made");
+        std::fs::write(&made, "").unwrap();
+        let entry = serde_json::json!({"seq": 0, "node": "disk", "effect": "disk", "entry": {"path": made}});
+        let journal = serde_json::json!({"made": entry}).to_string();
+        std::fs::write(dir.path().join("journal"), journal + "\n").unwrap();
+        assert!(
+            !delete(state.path(), "one", &mut |_| ()).unwrap(),
+            "it lives"
+        );
+        drop(dir);
+        let mut told = Vec::new();
+        assert!(delete(state.path(), "one", &mut |line| told.push(line)).unwrap());
+        assert_eq!((told.len(), made.exists()), (0, false));
+        assert!(LaunchDir::list(state.path()).unwrap().is_empty());
+    }
 }
