@@ -9,88 +9,56 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::bed::{Bed, Launch, VMM, copy, median, succeeds, timed};
+use crate::options::Options;
 use crate::ways::find;
 use crate::{Result, mounts, run, trees, walk};
 
 pub(crate) const USAGE: &str = "bench-ext4 delta FCPIPE [--runs N] [--edits 1,100,10000] \
-     [--places here,xfs] [--groups single,per-source] [--no-large] [--dir target/bench]";
+     [--places here,xfs] [--groups single,per-source] [--no-large] [--vmm fake|qemu] [--dir target/bench]";
 
 struct Asked {
-    fcpipe: PathBuf,
+    options: Options,
     runs: usize,
     edits: Vec<usize>,
-    places: Vec<String>,
     groups: Vec<String>,
-    large: bool,
-    dir: PathBuf,
-}
-
-impl Asked {
-    fn from(args: &[String]) -> Result<Asked> {
-        let list = |text: &str| text.split(',').map(String::from).collect::<Vec<_>>();
-        let mut asked = Asked {
-            fcpipe: PathBuf::new(),
-            runs: 3,
-            edits: vec![1, 100, 10_000],
-            places: list("here,xfs"),
-            groups: list("single,per-source"),
-            large: true,
-            dir: "target/bench".into(),
-        };
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or_else(|| format!("{arg} what?\n{USAGE}"));
-            match arg.as_str() {
-                "--runs" => asked.runs = value()?.parse()?,
-                "--edits" => {
-                    let edits = list(value()?).into_iter().map(|edits| edits.parse());
-                    asked.edits = edits.collect::<std::result::Result<_, _>>()?;
-                }
-                "--places" => asked.places = list(value()?),
-                "--groups" => asked.groups = list(value()?),
-                "--no-large" => asked.large = false,
-                "--dir" => asked.dir = value()?.into(),
-                path => asked.fcpipe = path.into(),
-            }
-        }
-        asked.fcpipe = fs::canonicalize(&asked.fcpipe)
-            .map_err(|e| format!("{}: {e}\n{USAGE}", asked.fcpipe.display()))?;
-        fs::create_dir_all(&asked.dir)?;
-        asked.dir = fs::canonicalize(&asked.dir)?;
-        Ok(asked)
-    }
 }
 
 pub(crate) fn bench(args: &[String]) -> Result<()> {
-    let asked = Asked::from(args)?;
-    mounts::sweep(&asked.dir)?;
-    let home = asked.dir.join("trees");
+    let values = ["--runs", "--edits", "--places", "--groups", VMM.0];
+    let options = Options::from(args, USAGE, &values, &["--no-large"])?;
+    let dir = options.dir.clone();
+    let places: Vec<String> = options.list("--places", "here,xfs")?;
+    let asked = Asked {
+        runs: options.value("--runs", "3")?,
+        edits: options.list("--edits", "1,100,10000")?,
+        groups: options.list("--groups", "single,per-source")?,
+        options,
+    };
+    mounts::sweep(&dir)?;
+    let home = dir.join("trees");
     trees::make(&home, &["b".to_owned()])?;
     let mut report = json!({"runs": asked.runs});
-    for place in &asked.places {
+    for place in &places {
         report[place] = match place.as_str() {
-            "here" => measure("the directory's own file system", &asked, &home, &asked.dir)?,
-            "xfs" => match mounts::Xfs::new(&asked.dir)? {
-                None => {
+            "here" => measure("the directory's own file system", &asked, &home, &dir)?,
+            "xfs" => {
+                let Some(xfs) = mounts::Xfs::new(&dir)? else {
                     println!("skipped: XFS with reflink needs root and mkfs.xfs");
                     continue;
-                }
-                Some(xfs) => measure(
-                    "XFS with reflink, in a loop file",
-                    &asked,
-                    &home,
-                    xfs.path(),
-                )?,
-            },
+                };
+                let title = "XFS with reflink, in a loop file";
+                measure(title, &asked, &home, xfs.path())?
+            }
             other => return Err(format!("no such place: {other}\n{USAGE}").into()),
         };
     }
-    let path = asked.dir.join("delta.json");
+    let path = dir.join("delta.json");
     fs::write(&path, format!("{report:#}\n"))?;
     println!("figures: {}", path.display());
     Ok(())
@@ -109,12 +77,8 @@ fn measure(title: &str, asked: &Asked, home: &Path, dir: &Path) -> Result<Value>
     let files = files(&tree)?;
     let mut round = 0;
     for group in &asked.groups {
-        let bed = Bed::new(
-            &asked.fcpipe,
-            &scratch.path().join(group),
-            &[("/mnt/tree", &tree)],
-            group,
-        )?;
+        let home = scratch.path().join(group);
+        let bed = bed(asked, &home, &[("/mnt/tree", &tree)], group)?;
         run::warm(&tree)?;
         bed.launch(&[])?;
         for &edits in &asked.edits {
@@ -136,7 +100,7 @@ fn measure(title: &str, asked: &Asked, home: &Path, dir: &Path) -> Result<Value>
     }
     out["rsync"] = rsync(asked, &tree, &files, scratch.path(), &mut round)?;
     drop(scratch);
-    if asked.large {
+    if !asked.options.has("--no-large") {
         out["large"] = large(asked, home, dir)?;
     }
     Ok(out)
@@ -167,7 +131,7 @@ fn large(asked: &Asked, home: &Path, dir: &Path) -> Result<Value> {
     let files = files(&code)?;
     let model = home.join("c");
     let mounted = [("/mnt/model", model.as_path()), ("/mnt/code", &code)];
-    let bed = Bed::new(&asked.fcpipe, &scratch.path().join("bed"), &mounted, "auto")?;
+    let bed = bed(asked, &scratch.path().join("bed"), &mounted, "auto")?;
     bed.launch(&[])?;
     let mut taken = Vec::new();
     for round in 0..asked.runs {
@@ -276,114 +240,6 @@ fn edit(files: &[PathBuf], edits: usize, round: usize) -> Result<()> {
     Ok(())
 }
 
-/// A spec, and directories of its own for what fcpipe keeps.
-struct Bed {
-    fcpipe: PathBuf,
-    dir: PathBuf,
-    group: String,
-}
-
-/// What a receipt says.
-struct Launch {
-    /// From the start to the disk being ready, seconds.
-    ready: f64,
-    /// What all images' copies took, seconds, and bytes that they looked at.
-    copied: f64,
-    written: f64,
-}
-
-impl Bed {
-    fn new(fcpipe: &Path, dir: &Path, mounted: &[(&str, &Path)], group: &str) -> Result<Bed> {
-        let rootfs = dir.join("rootfs");
-        for name in ["bin", "dev", "proc", "sys", "tmp", "mnt"] {
-            fs::create_dir_all(rootfs.join(name))?;
-        }
-        let busybox = find("busybox").ok_or("busybox is not installed")?;
-        fs::copy(busybox, rootfs.join("bin/busybox"))?;
-        std::os::unix::fs::symlink("busybox", rootfs.join("bin/true"))?;
-        let mounted: Vec<Value> = mounted
-            .iter()
-            .map(|(at, source)| json!({"source": source, "destination": at}))
-            .collect();
-        let content = json!({
-            "version": 1,
-            "rootfs": rootfs,
-            "process": {"args": ["/bin/true"], "cwd": "/"},
-            "mounts": mounted,
-        });
-        fs::write(dir.join("launch.json"), content.to_string())?;
-        // What was made just now is too young for an index to trust.
-        std::thread::sleep(Duration::from_millis(100));
-        Ok(Bed {
-            fcpipe: fcpipe.to_owned(),
-            dir: dir.to_owned(),
-            group: group.to_owned(),
-        })
-    }
-
-    fn launch(&self, options: &[&str]) -> Result<Launch> {
-        let timings = self.dir.join("timings.json");
-        let output = Command::new(&self.fcpipe)
-            .args(["--progress", "quiet", "run"])
-            .arg(self.dir.join("launch.json"))
-            .args(["--set", &format!("disk.group={}", self.group)])
-            .arg("--cache-dir")
-            .arg(self.dir.join("cache"))
-            .arg("--state-dir")
-            .arg(self.dir.join("state"))
-            .arg("--timings")
-            .arg(&timings)
-            .args(options)
-            .stdin(Stdio::null())
-            .output()?;
-        if !output.status.success() {
-            return Err(String::from_utf8(output.stderr)?.into());
-        }
-        let receipt: Value = serde_json::from_slice(&fs::read(&timings)?)?;
-        let rows = receipt["stages"]
-            .as_array()
-            .ok_or("a receipt without stages")?;
-        let number = |row: &Value, field: &str| row[field].as_f64().unwrap_or(f64::NAN);
-        let disk = rows
-            .iter()
-            .find(|row| row["id"] == "disk")
-            .ok_or("no disk")?;
-        let copies = rows.iter().filter(|row| {
-            let id = row["id"].as_str().unwrap_or_default();
-            id == "copy" || id.starts_with("copy:")
-        });
-        let (mut copied, mut written) = (0.0, 0.0);
-        for copy in copies {
-            copied += number(copy, "wall_us") / 1e6;
-            written += number(copy, "bytes_written");
-        }
-        Ok(Launch {
-            ready: (number(disk, "start_us") + number(disk, "wall_us")) / 1e6,
-            copied,
-            written,
-        })
-    }
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    succeeds(Command::new("cp").arg("-a").args([from, to]))
-}
-
-fn succeeds(command: &mut Command) -> Result<()> {
-    let output = command.output()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{command:?}: {}", output.stderr.escape_ascii()).into()),
-    }
-}
-
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let began = Instant::now();
-    work()?;
-    Ok(began.elapsed().as_secs_f64())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+fn bed(asked: &Asked, dir: &Path, mounted: &[(&str, &Path)], group: &str) -> Result<Bed> {
+    Bed::new(&asked.options, dir, mounted, format!("disk.group={group}"))
 }

@@ -22,6 +22,7 @@
     reason = "this is a program that speaks to people"
 )]
 
+mod bed;
 mod cache;
 mod delta;
 mod drivers;
@@ -30,6 +31,7 @@ mod harness;
 mod launch;
 mod mounts;
 mod net;
+mod options;
 mod run;
 mod trees;
 mod walk;
