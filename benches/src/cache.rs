@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{Bed, Launch, VMM, copy, median, timed};
 use crate::drivers::Needs;
+use crate::goals::goal;
 use crate::options::Options;
 use crate::ways::{Job, Way};
 use crate::{Result, mounts, run, trees, walk};
@@ -44,9 +45,10 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     trees::make(&home, std::slice::from_ref(&name))?;
     let tree = home.join(&name);
     let mut report = json!({"tree": name, "runs": asked.runs});
+    let mut goals = Vec::new();
     for at in &places {
         report[at] = match at.as_str() {
-            "here" => place("the directory's own file system", &asked, &tree, &dir)?,
+            "here" => place("this file system", &asked, &tree, &dir, &mut goals)?,
             "xfs" => {
                 let Some(xfs) = mounts::Xfs::new(&dir)? else {
                     println!("skipped: XFS with reflink needs root and mkfs.xfs");
@@ -55,11 +57,15 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
                 let source = xfs.path().join("tree");
                 copy(&tree, &source)?;
                 let title = "XFS with reflink, in a loop file";
-                place(title, &asked, &source, xfs.path())?
+                place(title, &asked, &source, xfs.path(), &mut goals)?
             }
             other => return Err(format!("no such place: {other}\n{USAGE}").into()),
         };
     }
+    for goal in &goals {
+        println!("{goal}");
+    }
+    report["goals"] = goals.into();
     let path = dir.join("cache.json");
     fs::write(&path, format!("{report:#}\n"))?;
     println!("figures: {}", path.display());
@@ -67,7 +73,13 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
 }
 
 /// All ways to give a machine its disk, with tree and store on one file system.
-fn place(title: &str, asked: &Asked, tree: &Path, dir: &Path) -> Result<Value> {
+fn place(
+    title: &str,
+    asked: &Asked,
+    tree: &Path,
+    dir: &Path,
+    goals: &mut Vec<String>,
+) -> Result<Value> {
     println!(
         "\n{title}\n{:10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
         "writes",
@@ -98,6 +110,9 @@ fn place(title: &str, asked: &Asked, tree: &Path, dir: &Path) -> Result<Value> {
             figures.disk_old,
             figures.extents.map_or("?".into(), |n| n.to_string()),
         );
+        let times = figures.warm / walked;
+        let what = format!("{title}, {writes}: unchanged, {times:.2} times the walk (goal 1.3)");
+        goals.push(goal(times <= 1.3, &what));
         out[writes] = json!({
             "cold_s": figures.cold,
             "cold_dirty_s": figures.dirty,

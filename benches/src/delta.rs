@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, Launch, VMM, copy, median, succeeds, timed};
+use crate::goals::goal;
 use crate::options::Options;
 use crate::ways::find;
 use crate::{Result, mounts, run, trees, walk};
@@ -44,20 +45,25 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     let home = dir.join("trees");
     trees::make(&home, &["b".to_owned()])?;
     let mut report = json!({"runs": asked.runs});
+    let mut goals = Vec::new();
     for place in &places {
         report[place] = match place.as_str() {
-            "here" => measure("the directory's own file system", &asked, &home, &dir)?,
+            "here" => measure("this file system", &asked, &home, &dir, &mut goals)?,
             "xfs" => {
                 let Some(xfs) = mounts::Xfs::new(&dir)? else {
                     println!("skipped: XFS with reflink needs root and mkfs.xfs");
                     continue;
                 };
                 let title = "XFS with reflink, in a loop file";
-                measure(title, &asked, &home, xfs.path())?
+                measure(title, &asked, &home, xfs.path(), &mut goals)?
             }
             other => return Err(format!("no such place: {other}\n{USAGE}").into()),
         };
     }
+    for goal in &goals {
+        println!("{goal}");
+    }
+    report["goals"] = goals.into();
     let path = dir.join("delta.json");
     fs::write(&path, format!("{report:#}\n"))?;
     println!("figures: {}", path.display());
@@ -65,7 +71,13 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
 }
 
 /// Everything with tree and store on one file system.
-fn measure(title: &str, asked: &Asked, home: &Path, dir: &Path) -> Result<Value> {
+fn measure(
+    title: &str,
+    asked: &Asked,
+    home: &Path,
+    dir: &Path,
+    goals: &mut Vec<String>,
+) -> Result<Value> {
     println!(
         "\n{title}\n{:11} {:>7} {:>8} {:>9} {:>9} {:>10} {:>8}",
         "group", "edits", "walk ms", "ready ms", "over ms", "written KiB", "copy ms"
@@ -89,7 +101,12 @@ fn measure(title: &str, asked: &Asked, home: &Path, dir: &Path) -> Result<Value>
                 let walked = timed(|| walk::stat(&tree).map(drop))?;
                 taken.push((walked, bed.launch(&[])?));
             }
-            out[group][edits.to_string()] = row(group, edits, &taken);
+            let row = row(group, edits, &taken);
+            if edits == 1 {
+                let of = format!("{title}, {group}: one file of {}", files.len());
+                goals.push(over_walk(&of, &row, 50.0));
+            }
+            out[group][edits.to_string()] = row;
         }
         let mut taken = Vec::new();
         for _ in 0..asked.runs {
@@ -101,7 +118,10 @@ fn measure(title: &str, asked: &Asked, home: &Path, dir: &Path) -> Result<Value>
     out["rsync"] = rsync(asked, &tree, &files, scratch.path(), &mut round)?;
     drop(scratch);
     if !asked.options.has("--no-large") {
-        out["large"] = large(asked, home, dir)?;
+        let row = large(asked, home, dir)?;
+        let of = format!("{title}: one file beside 3 GiB");
+        goals.push(over_walk(&of, &row, 20.0));
+        out["large"] = row;
     }
     Ok(out)
 }
@@ -117,6 +137,13 @@ fn row(name: &str, edits: usize, taken: &[(f64, Launch)]) -> Value {
         "{name:11} {edits:>7} {walked:8.1} {ready:9.1} {over:9.1} {written:10.0} {copied:8.1}"
     );
     json!({"walk_ms": walked, "ready_ms": ready, "over_walk_ms": over, "written_kib": written})
+}
+
+/// Whether a launch took not more milliseconds than these beyond the walk.
+fn over_walk(of: &str, row: &Value, most: f64) -> String {
+    let over = row["over_walk_ms"].as_f64().unwrap_or(f64::NAN);
+    let what = format!("{of}, the walk and {over:.1} ms (goal {most})");
+    goal(over <= most, &what)
 }
 
 /// 3 GiB that do not change beside 1 MiB that does, an image each.

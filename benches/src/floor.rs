@@ -3,7 +3,7 @@
 //! No image can be made with less, so it is what the compiler is held against. It packs the bytes
 //! without padding, keeps no names, checks nothing, and writes past the page cache. With `blocks` it
 //! begins every file at a multiple of 4 KiB, as an image of ext4 must: for small files that is twice
-//! the bytes.
+//! the bytes. [`write`] reads nothing: it is what the disk alone takes.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -49,6 +49,38 @@ impl Buffer {
         // SAFETY: `at` maps PIECE bytes, zeroed by the kernel, for as long as the program runs.
         unsafe { std::slice::from_raw_parts_mut(self.at, PIECE) }
     }
+}
+
+/// Writes so many bytes to `out`, reading nothing: what the disk alone takes for an image of that size.
+pub(crate) fn write(bytes: u64, out: &Path) -> Result<()> {
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+    let open = |flags| rustix::fs::open(out, flags, Mode::from_raw_mode(0o600));
+    let target = open(flags | OFlags::DIRECT).or_else(|_| open(flags))?;
+    rustix::fs::fallocate(
+        &target,
+        rustix::fs::FallocateFlags::empty(),
+        0,
+        bytes.max(1),
+    )?;
+    let at = AtomicU64::new(0);
+    let work = || -> Result<()> {
+        let mut buffer = Buffer::new()?;
+        buffer.all().fill(0x5a);
+        while at.load(Ordering::Relaxed) < bytes {
+            buffer.used = PIECE / 2;
+            flush(&mut buffer, &target, &at)?;
+        }
+        Ok(())
+    };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..walk::threads() * 3)
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| "a thread panicked")?)
+    })
 }
 
 /// Reads all of `src` and writes it to `out`. Gives the bytes.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::drivers::Needs;
+use crate::goals::goal;
 use crate::run::{self, Taken};
 use crate::ways::{Job, Way};
 use crate::{Result, mounts, trees};
@@ -250,10 +251,7 @@ fn goals(tree: &str, rows: &[Row]) -> Vec<String> {
         return Vec::new();
     };
     let mut said = Vec::new();
-    let mut say = |good: bool, what: String| {
-        let word = if good { "reached" } else { "MISSED" };
-        said.push(format!("{word:8} {tree}: {what}"));
-    };
+    let mut say = |good: bool, what: String| said.push(goal(good, &format!("{tree}: {what}")));
     let mut faster = |way: Way, least: f64| {
         if let Some(theirs) = of(way) {
             let times = theirs / ours;
@@ -284,6 +282,13 @@ fn goals(tree: &str, rows: &[Row]) -> Vec<String> {
         let over = ours / blocks;
         said.push(format!(
             "{:8} {tree}: {over:.2} times the floor by blocks",
+            "also"
+        ));
+    }
+    if let Some(write) = of(Way::Write) {
+        let over = ours / write;
+        said.push(format!(
+            "{:8} {tree}: {over:.2} times writing as many bytes alone",
             "also"
         ));
     }

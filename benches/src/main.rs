@@ -8,12 +8,15 @@
 //!     bench-ext4 arcbox-driver SRC IMAGE
 //!     bench-ext4 floor SRC OUT
 //!     bench-ext4 floor-blocks SRC OUT
+//!     bench-ext4 write BYTES OUT
 //!     bench-ext4 walk SRC
 //!
 //! `bench-ext4 launch FCPIPE …` measures what a launch costs beside its machine (see [`launch`]),
 //! `bench-ext4 cache FCPIPE …` measures launches of which something was built before (see [`cache`]),
 //! `bench-ext4 delta FCPIPE …` those of which something has changed (see [`delta`]),
 //! `bench-ext4 net FCPIPE …` a machine beside a container on a bridge (see [`net`]).
+//!
+//! `bench-ext4 summary DIR` says what of all that was to be reached and what was.
 //!
 //! Architecture invariant: it knows fcpipe only as a program that it runs.
 #![allow(
@@ -27,6 +30,7 @@ mod cache;
 mod delta;
 mod drivers;
 mod floor;
+mod goals;
 mod harness;
 mod launch;
 mod mounts;
@@ -68,6 +72,8 @@ fn run(args: &[String]) -> Result<()> {
             println!("{written} bytes");
             Ok(())
         }
+        ["summary", dir] => goals::summary(Path::new(dir)),
+        ["write", bytes, out] => floor::write(bytes.parse()?, Path::new(out)),
         ["floor-blocks", src, out] => {
             let written = floor::run(Path::new(src), Path::new(out), true)?;
             println!("{written} bytes");

@@ -21,6 +21,7 @@ pub(crate) enum Way {
     Fcpipe,
     Floor,
     FloorBlocks,
+    Write,
     Mke2fs,
     Loop,
     Mkext4,
@@ -30,10 +31,11 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 9] = [
+    pub(crate) const ALL: [Way; 10] = [
         Way::Fcpipe,
         Way::Floor,
         Way::FloorBlocks,
+        Way::Write,
         Way::Mkext4,
         Way::Arcbox,
         Way::Mke2fs,
@@ -48,6 +50,7 @@ impl Way {
             Way::Fcpipe => "fcpipe",
             Way::Floor => "floor",
             Way::FloorBlocks => "floor-blocks",
+            Way::Write => "write",
             Way::Mke2fs => "mke2fs-d",
             Way::Loop => "loop-cp",
             Way::Mkext4 => "mkext4",
@@ -63,6 +66,7 @@ impl Way {
             Way::Fcpipe => "fcpipe build --cache off",
             Way::Floor => "read every file once in parallel, write the same bytes to one file",
             Way::FloorBlocks => "the same with each file at a multiple of 4 KiB, as ext4 has it",
+            Way::Write => "write as many bytes to one file, read nothing",
             Way::Mke2fs => "mke2fs -t ext4 -d, inodes sized right",
             Way::Loop => "mkfs.ext4, loop mount, cp -a, umount; inodes sized right",
             Way::Mkext4 => "the crate mkext4 0.0.3",
@@ -97,6 +101,14 @@ impl Way {
             Way::Fcpipe => vec![fcpipe(job, &image)?],
             Way::Floor => vec![ours("floor")?],
             Way::FloorBlocks => vec![ours("floor-blocks")?],
+            Way::Write => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command
+                    .arg("write")
+                    .arg(job.needs.bytes.to_string())
+                    .arg(&image);
+                vec![command]
+            }
             Way::Mkext4 => vec![ours("mkext4-driver")?],
             Way::Arcbox => vec![ours("arcbox-driver")?],
             Way::Mke2fs => vec![with(

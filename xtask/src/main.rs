@@ -46,7 +46,7 @@ enum Task {
         #[arg(long)]
         rows: bool,
     },
-    /// Measure against peers: `ext4`, `cache`, `delta`, `launch`; `net` against a container.
+    /// Measure against peers: `ext4`, `cache`, `delta`, `launch`; `net` against a container; `all` of them.
     Bench {
         area: String,
         /// Passed on to the measuring program.

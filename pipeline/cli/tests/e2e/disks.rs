@@ -1,6 +1,7 @@
 //! Where a machine's writes go: in each way the guest sees the source's tree, writes what it likes, and changes nothing
 //! that anybody else sees.
 
+mod base;
 mod near;
 
 use std::collections::BTreeSet;

@@ -12,7 +12,7 @@ use super::{Guided, Mounted, WALK, compare, contents, lines, walk, world_with_tr
 use crate::probe::probe;
 use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
 
-fn run(world: &World, bundle: &Path, sets: &[&str], on: Option<&Mounted>) -> Command {
+pub(super) fn run(world: &World, bundle: &Path, sets: &[&str], on: Option<&Mounted>) -> Command {
     let mut command = world.with_kernel();
     if let Some(on) = on {
         on.put(&mut command);
@@ -37,7 +37,7 @@ fn rows(world: &World) -> Vec<Value> {
     receipt["stages"].as_array().unwrap().clone()
 }
 
-fn row(world: &World, id: &str) -> Value {
+pub(super) fn row(world: &World, id: &str) -> Value {
     let rows = rows(world);
     let found = rows.iter().find(|row| row["id"] == id);
     found
@@ -45,7 +45,7 @@ fn row(world: &World, id: &str) -> Value {
         .clone()
 }
 
-fn objects(cache: &Path, name: &str) -> usize {
+pub(super) fn objects(cache: &Path, name: &str) -> usize {
     let listed = Command::new("find")
         .arg(cache.join("v1/objects"))
         .args(["-name", name])
