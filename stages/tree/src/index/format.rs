@@ -18,7 +18,7 @@ use crate::scan::Stamp;
 use crate::sys;
 
 /// Goes up with every change of the form or of what a scan makes of the same directory.
-pub(super) const MAGIC: [u8; 16] = *b"fcpipe-index\0\0\0\x01";
+pub(super) const MAGIC: [u8; 16] = *b"fcpipe-index\0\0\0\x02";
 
 /// What statx says of an inode, all that a scan goes by. Equal is unchanged.
 #[derive(
