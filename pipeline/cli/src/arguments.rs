@@ -1,10 +1,16 @@
 //! The command line as types. What each option means is said here once, for `--help` and for readers.
 
+mod machines;
+mod stores;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use clap_complete::Shell;
+
+pub(crate) use machines::*;
+pub(crate) use stores::*;
 
 use crate::amounts::{Age, FileDigest, Size};
 
@@ -254,165 +260,6 @@ pub(crate) struct Launching {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Run {
-    #[command(flatten)]
-    pub(crate) spec: Spec,
-    /// The launch's name [default: a random one].
-    #[arg(long)]
-    pub(crate) id: Option<String>,
-    /// Pass standard input to the process.
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give the process this terminal.
-    #[arg(short, long = "tty")]
-    pub(crate) terminal: bool,
-    /// Leave it running, with its output in its log, and print its name.
-    #[arg(short, long, conflicts_with_all = ["interactive", "terminal"])]
-    pub(crate) detach: bool,
-    #[command(flatten)]
-    pub(crate) launching: Launching,
-    #[command(flatten)]
-    pub(crate) building: Building,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Create {
-    /// The launch's name.
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// An OCI bundle directory, its config.json, or a launch file.
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    pub(crate) bundle: PathBuf,
-    /// Override a field of the spec, such as machine.memory=1GiB.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// Treat a missing mount source as an error, not as an empty directory.
-    #[arg(long)]
-    pub(crate) strict: bool,
-    /// Write the process id of the launch's machine to this file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
-    /// Send the process's terminal to this Unix socket, as OCI runtimes do.
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) console_socket: Option<PathBuf>,
-    /// Keep the process's output in the launch's log, instead of passing on this command's own streams.
-    #[arg(long)]
-    pub(crate) log: bool,
-    #[command(flatten)]
-    pub(crate) launching: Launching,
-    #[command(flatten)]
-    pub(crate) building: Building,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Start {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct State {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Exec {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// Pass standard input to the process.
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give the process this terminal.
-    #[arg(short, long = "tty")]
-    pub(crate) terminal: bool,
-    /// Go on without this command once the process runs; a copy of it stays behind for the process's streams.
-    #[arg(short, long, conflicts_with = "terminal")]
-    pub(crate) detach: bool,
-    /// Write the process id of that copy to this file: signals to it go to the process, and it ends with it.
-    #[arg(long, value_name = "FILE", requires = "detach")]
-    pub(crate) pid_file: Option<PathBuf>,
-    /// Run the OCI `process` object in this file.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) process: Option<PathBuf>,
-    /// Add to the environment that the launch's own process has.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub(crate) env: Vec<String>,
-    /// The directory to run in.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) cwd: Option<String>,
-    /// The user to run as, by number: UID or UID:GID.
-    #[arg(short, long, value_name = "USER")]
-    pub(crate) user: Option<String>,
-    /// The program and its arguments.
-    #[arg(
-        value_name = "ARGS",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub(crate) args: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Kill {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// A name or a number.
-    #[arg(value_name = "SIGNAL", default_value = "TERM")]
-    pub(crate) signal: String,
-    /// Send it to every process of the launch.
-    #[arg(short, long)]
-    pub(crate) all: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Logs {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// Go on until the process has ended.
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-    /// Say when each line was written.
-    #[arg(short, long)]
-    pub(crate) timestamps: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Wait {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Events {
-    /// One launch; all where none is named.
-    #[arg(value_name = "ID")]
-    pub(crate) id: Option<String>,
-    /// Print what there is, and end.
-    #[arg(long)]
-    pub(crate) no_follow: bool,
-    /// Print what the launch uses now, as one event, and end.
-    #[arg(long, requires = "id")]
-    pub(crate) stats: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Metrics {
-    /// One launch; all where none is named.
-    #[arg(value_name = "ID")]
-    pub(crate) id: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Delete {
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// End it first, if it runs. One that does not exist is no error.
-    #[arg(short, long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Build {
     #[command(flatten)]
     pub(crate) spec: Spec,
@@ -479,91 +326,6 @@ pub(crate) struct Report {
 pub(crate) struct Validate {
     #[command(flatten)]
     pub(crate) spec: Spec,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Kernel {
-    /// Import a kernel and the modules a guest needs.
-    #[command(
-        after_help = "Examples:\n  fcpipe kernel import linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb\n  \
-                            fcpipe kernel import /boot/vmlinuz-6.1.0 --modules /lib/modules/6.1.0"
-    )]
-    Import {
-        /// A Debian package, a vmlinuz, or an ELF vmlinux.
-        file: PathBuf,
-        /// The kernel's /lib/modules directory, where FILE is not a package.
-        #[arg(long, value_name = "DIR")]
-        modules: Option<PathBuf>,
-    },
-    /// List imported kernels; `*` marks the default.
-    Ls,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum CacheCommand {
-    /// List the stages whose outputs are kept, the one used last first.
-    Ls,
-    /// Say how much of the disk is used, and by what.
-    Du,
-    /// Remove what is of no use, then what was used longest ago. What a machine uses stays.
-    #[command(
-        after_help = "Examples:\n  fcpipe cache gc\n  fcpipe cache gc --max-size 20GiB --max-age 30d"
-    )]
-    Gc {
-        /// Keep no more than this on the disk, such as 20GiB.
-        #[arg(long, value_name = "SIZE")]
-        max_size: Option<Size>,
-        /// Keep nothing that was not used for as long as this, such as 30d, 12h or 45min.
-        #[arg(long, value_name = "AGE")]
-        max_age: Option<Age>,
-    },
-    /// Read everything that is kept, and drop what is not as it was written. Exit code 1 if something was damaged.
-    #[command(
-        after_help = "An object that nobody has looked at since it was made can't be told from a damaged one, \
-                      and is dropped as well; that is no damage."
-    )]
-    Verify,
-    /// Write what a launch needs of the cache to one file, for another host or another cache.
-    #[command(
-        after_help = "Examples:\n  fcpipe cache export ./bundle -o bundle.tar\n  \
-                      fcpipe cache export 3fa94c01be -o image.tar"
-    )]
-    Export(Export),
-    /// Take in a file that `cache export` wrote. Every digest is checked before anything is kept.
-    #[command(
-        after_help = "What the file says is believed: take files only from whom you would take an image. \
-                      `cache export` prints a digest; send it by another way and give it to --digest.\n\n\
-                      Example:\n  fcpipe cache import bundle.tar --digest blake3:52a7…"
-    )]
-    Import {
-        /// The file; `-` for standard input.
-        file: PathBuf,
-        /// Refuse a file of another digest.
-        #[arg(long, value_name = "blake3:HEX")]
-        digest: Option<FileDigest>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Export {
-    /// A spec, whose outputs are made if they are not there; or the first digits of a key that `cache ls` shows.
-    #[arg(value_name = "SPEC|KEY")]
-    pub(crate) what: PathBuf,
-    /// The file to write; an existing one is replaced when the new one is complete.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
-    /// Override a field of the spec, such as machine.memory=1GiB.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// Treat a missing mount source as an error, not as an empty directory.
-    #[arg(long)]
-    pub(crate) strict: bool,
-    /// Who writes the ext4 image.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) builder: Builder,
-    /// For which imported kernel: a release or an id [default: the newest import].
-    #[arg(long, value_name = "NAME")]
-    pub(crate) kernel: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
