@@ -1,7 +1,8 @@
 //! What a launch costs before its machine starts, when everything, something or nothing was built before.
 //!
 //! A launch is `fcpipe run` of a busybox root with a tree of 100,000 files mounted in it; its receipt says
-//! when the disk was ready. Beside it, in the same minutes: a parallel stat walk of the same tree, and the way without a cache (mkfs.ext4, loop mount, cp -a), which every launch pays.
+//! when the disk was ready. Beside it, in the same minutes: a parallel stat walk of the same tree, and the way
+//! without a cache (mkfs.ext4, loop mount, cp -a), which every launch pays.
 //!
 //! `cold`: nothing is kept. `dirty`: nothing is kept, and the sources were written a moment ago and are not
 //! on the disk yet. `warm`: nothing has changed. `second`: the same while another machine runs on the same
@@ -13,8 +14,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Launch, VMM, copy, median, timed};
+use crate::bed::{Bed, Launch, VMM, copy};
 use crate::drivers::Needs;
+use crate::figures::{median, timed};
 use crate::goals::goal;
 use crate::options::Options;
 use crate::ways::{Job, Way};

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Launch, VMM, copy, median, succeeds, timed};
+use crate::bed::{Bed, Launch, VMM, copy, succeeds};
+use crate::figures::{median, timed};
 use crate::goals::goal;
 use crate::options::Options;
 use crate::ways::find;

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::drivers::Needs;
+use crate::figures::median;
 use crate::goals::goal;
+use crate::options::Options;
 use crate::run::{self, Taken};
 use crate::ways::{Job, Way};
 use crate::{Result, mounts, trees};
@@ -37,44 +39,17 @@ bench-ext4 FCPIPE [--runs N] [--trees a,b,c,d] [--ways fcpipe,floor,…] [--dir 
 
 impl Asked {
     pub(crate) fn from(args: &[String]) -> Result<Asked> {
-        let mut asked = Asked {
-            fcpipe: PathBuf::new(),
-            runs: 5,
-            trees: trees::NAMES.map(String::from).to_vec(),
-            ways: Way::ALL.to_vec(),
-            dir: "target/bench".into(),
-            memory: false,
-            reflink: false,
-        };
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or_else(|| format!("{arg} what?\n{USAGE}"));
-            match arg.as_str() {
-                "--runs" => asked.runs = value()?.parse()?,
-                "--trees" => asked.trees = value()?.split(',').map(String::from).collect(),
-                "--ways" => {
-                    asked.ways = value()?
-                        .split(',')
-                        .map(|name| {
-                            let way = Way::ALL.into_iter().find(|way| way.name() == name);
-                            way.ok_or_else(|| format!("no such way: {name}"))
-                        })
-                        .collect::<std::result::Result<_, _>>()?;
-                }
-                "--dir" => asked.dir = value()?.into(),
-                "--memory" => asked.memory = true,
-                "--reflink" => asked.reflink = true,
-                word if word.starts_with('-') || asked.fcpipe != PathBuf::new() => {
-                    return Err(format!("{word}?\n{USAGE}").into());
-                }
-                path => asked.fcpipe = path.into(),
-            }
-        }
-        asked.fcpipe = fs::canonicalize(&asked.fcpipe)
-            .map_err(|e| format!("{}: {e}\n{USAGE}", asked.fcpipe.display()))?;
-        fs::create_dir_all(&asked.dir)?;
-        asked.dir = fs::canonicalize(&asked.dir)?;
-        Ok(asked)
+        let values = ["--runs", "--trees", "--ways"];
+        let options = Options::from(args, USAGE, &values, &["--memory", "--reflink"])?;
+        Ok(Asked {
+            runs: options.value("--runs", "5")?,
+            trees: options.list("--trees", &trees::NAMES.join(","))?,
+            ways: options.list("--ways", &Way::ALL.map(Way::name).join(","))?,
+            memory: options.has("--memory"),
+            reflink: options.has("--reflink"),
+            fcpipe: options.fcpipe,
+            dir: options.dir,
+        })
     }
 }
 
@@ -108,15 +83,6 @@ impl Row {
             "cpu_median": self.cpu(),
             "peak_rss": self.memory(),
         })
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
     }
 }
 

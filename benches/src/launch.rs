@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Result;
+use crate::figures::median;
 use crate::goals::goal;
 
 const USAGE: &str = "bench-ext4 launch FCPIPE [--runs N] [--dir target/bench/launch] [--no-qemu] [--firecracker FILE]";
@@ -69,7 +70,7 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     let faked = launches(runs, &dir, || command("firecracker", &fake, Some("on")))?;
     row("run, fake monitor and agent", &faked.wall);
     faked.print();
-    let took = median(&faked.wall);
+    let took = median(faked.wall.clone());
     let what = format!("a launch's own share, {took:.1} ms (goal 10)");
     let reached = goal(took <= 10.0, &what);
     println!("{reached}");
@@ -92,7 +93,7 @@ fn row(what: &str, times: &[f64]) {
     println!(
         "{:34} median {:9.2}  least {:9.2}  most {:9.2}",
         what,
-        median(times),
+        median(times.to_vec()),
         times.first().copied().unwrap_or_default(),
         times.last().copied().unwrap_or_default(),
     );
@@ -159,12 +160,12 @@ impl Launches {
     fn print(&self) {
         println!(
             "  of that in the graph, undoing included: {:.2}",
-            median(&self.total)
+            median(self.total.clone())
         );
         let of = |times: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| {
             let mut times: Vec<f64> = times.iter().map(which).collect();
             times.sort_by(f64::total_cmp);
-            median(&times) / 1e3
+            median(times) / 1e3
         };
         let mut rows: Vec<(f64, f64, &str)> = self
             .steps
@@ -176,10 +177,6 @@ impl Launches {
             println!("    at {start:9.2}  for {wall:9.2}  {id}");
         }
     }
-}
-
-fn median(sorted: &[f64]) -> f64 {
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 /// A root of a handful of files: the walk takes no time.

@@ -29,6 +29,7 @@ mod bed;
 mod cache;
 mod delta;
 mod drivers;
+mod figures;
 mod floor;
 mod goals;
 mod harness;

@@ -6,6 +6,15 @@ use std::process::Command;
 use crate::Result;
 use crate::drivers::Needs;
 
+impl std::str::FromStr for Way {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Way, String> {
+        let way = Way::ALL.into_iter().find(|way| way.name() == name);
+        way.ok_or_else(|| "no such way".to_owned())
+    }
+}
+
 /// What every run is given.
 pub(crate) struct Job<'a> {
     pub(crate) fcpipe: &'a Path,

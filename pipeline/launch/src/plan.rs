@@ -138,7 +138,8 @@ impl Stage for PlanImage {
         }
         let (composed, base) = std::thread::scope(|scope| {
             // Reading what is remembered of the base takes as long as composing.
-            let base = self.lineage.as_ref().filter(|_| !self.anew).map(|lineage| {
+            let near = !self.anew && self.builder == Builder::Native;
+            let base = self.lineage.as_ref().filter(|_| near).map(|lineage| {
                 let thread = std::thread::Builder::new().name("base".to_owned());
                 thread.spawn_scoped(scope, || lineage.find(cx))
             });
