@@ -16,7 +16,7 @@ pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a guest that panicked may go on about it: its trace comes after the line that says so, and then it reboots.
 const TRACE: Duration = Duration::from_millis(500);
 
-/// Ends the process when it is dropped.
+/// Ends the process when it is dropped, and has its logs written to their ends then.
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) console: Capture,
@@ -27,6 +27,7 @@ pub(crate) struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.child.kill();
+        self.hear_out();
     }
 }
 
@@ -40,11 +41,16 @@ impl Running {
         }
     }
 
+    /// For when the process has ended: until what it wrote was read and is in the log files.
+    fn hear_out(&self) {
+        self.console.wait_end(LAST_WORDS);
+        self.log.wait_end(LAST_WORDS);
+    }
+
     /// Whole, if the process has ended.
     pub(crate) fn logs(&self) -> Box<Logs> {
         if !self.child.is_running() {
-            self.console.wait_end(LAST_WORDS);
-            self.log.wait_end(LAST_WORDS);
+            self.hear_out();
         }
         let mut logs = Box::<Logs>::default();
         logs.push("console", self.console.tail());
@@ -129,7 +135,7 @@ impl Running {
 
     pub(crate) fn wait_exit(&self, timeout: Duration) -> Option<VmmExit> {
         let status = self.child.wait(timeout)?;
-        self.console.wait_end(LAST_WORDS);
+        self.hear_out();
         Some(VmmExit {
             code: status.code(),
             signal: status.signal(),
