@@ -13,11 +13,14 @@
     reason = "an example for people to run by hand, which speaks to them and fails by a panic"
 )]
 
-#[path = "../tests/main/frames.rs"]
-mod frames;
-#[path = "../tests/main/machine.rs"]
-mod machine;
-#[path = "../tests/main/world.rs"]
+#[path = "../../tests/main/packets.rs"]
+mod packets;
+mod sender;
+#[path = "../../tests/main/sockets.rs"]
+mod sockets;
+#[path = "../../tests/main/tap.rs"]
+mod tap;
+#[path = "../../tests/main/world.rs"]
 mod world;
 
 use std::fmt::Write as _;
@@ -25,8 +28,9 @@ use std::time::{Duration, Instant};
 
 use fcpipe_net::filter::{Guest, from_guest};
 use fcpipe_net::{Wire, make, undo};
-use machine::{Machine, Sender};
+use sender::Sender;
 use serde_json::{Value, json};
+use tap::Machine;
 use world::{World, planned, sh};
 
 const ROUNDS: usize = 200;
@@ -153,10 +157,10 @@ fn small_frames() -> Value {
     let read_namespace = read.namespace();
     make(&read_namespace, &read_attachment).unwrap();
 
-    let payload = frames::udp(9, 9, &[0; 58]);
-    let packet = frames::ipv4(frames::V4, 17, 0, 0, &payload);
+    let payload = packets::udp(9, 9, &[0; 58]);
+    let packet = packets::ipv4(packets::V4, 17, 0, 0, &payload);
     // To nobody on the bridge: what the stacks would do with it is no part of the way.
-    let frame = |from: [u8; 6]| frames::frame(frames::OTHER, from, 0x0800, &packet);
+    let frame = |from: [u8; 6]| packets::frame(packets::OTHER, from, 0x0800, &packet);
     let own = planned(&plain, "bench").unwrap().wires[0].mac;
     let counted = |world: &World, host: bool, link: &str, counters: &[&str]| -> u64 {
         let namespace = if host { &world.host } else { &world.container };
@@ -168,9 +172,9 @@ fn small_frames() -> Value {
         text.lines().map(|line| line.parse::<u64>().unwrap()).sum()
     };
 
-    let from_host = Sender::open(&plain.host, "b9_veth_h", &frame(frames::OTHER));
-    let to_redirect = Sender::open(&redirected.host, "b9_veth_h", &frame(frames::OTHER));
-    let to_reader = Sender::open(&read.host, "b9_veth_h", &frame(frames::OTHER));
+    let from_host = Sender::open(&plain.host, "b9_veth_h", &frame(packets::OTHER));
+    let to_redirect = Sender::open(&redirected.host, "b9_veth_h", &frame(packets::OTHER));
+    let to_reader = Sender::open(&read.host, "b9_veth_h", &frame(packets::OTHER));
     let from_container = Sender::open(&plain.container, "b9_veth_c", &frame(own));
     let from_stand_in = Sender::open(&redirected.container, in_the_tap_s_place, &frame(wire.mac));
     let _open = Machine::open(&namespace, &wire.tap);
