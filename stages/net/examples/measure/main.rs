@@ -6,7 +6,8 @@
 //! without the system call that a TAP takes for each frame, and then a TAP with it:
 //!
 //! - to the guest: the TAP is there and open, and nobody reads it; so a frame's way ends at its queue, which is full.
-//! - from the guest: the same program, redirect and last filter hang at the sending end of a bridge without ports, in the TAP's place.
+//! - from the guest: the guard, redirect and last filter hang at the sending end of a bridge without ports, in the TAP's place. What a guest
+//!   leaves unfinished is judged at a TAP alone, where it can be left.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -27,11 +28,11 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use fcpipe_net::filter::{Guest, from_guest};
-use fcpipe_net::{Wire, make, undo};
+use fcpipe_net::{Wanted, Wire, make, plan, undo};
 use sender::Sender;
 use serde_json::{Value, json};
-use tap::Machine;
-use world::{World, planned, sh};
+use tap::{Header, Machine};
+use world::{EVERYBODY, World, planned, sh, wanted};
 
 const ROUNDS: usize = 200;
 /// Between two rounds: what the kernel does behind a teardown is over by then.
@@ -41,6 +42,9 @@ const MANY_ROUNDS: usize = 5;
 const FRAMES: Duration = Duration::from_millis(700);
 /// Ways alternate, so that a change of the host's speed meets all of them.
 const TURNS: usize = 5;
+
+/// The checksum of UDP over IPv4 without options.
+const UNFINISHED: Header = Header([1, 0, 0, 0, 0, 0, 34, 0, 6, 0]);
 
 fn main() {
     if world::skip() {
@@ -180,6 +184,19 @@ fn small_frames() -> Value {
     let _open = Machine::open(&namespace, &wire.tap);
     let reader = Machine::open(&read_namespace, &wire.tap);
     let written = frame(read_attachment.wires[0].mac);
+    let unguarded = World::new();
+    let not_judged = Wanted {
+        antispoof: false,
+        ..wanted("bench")
+    };
+    let unguarded_namespace = unguarded.namespace();
+    let unguarded_attachment = plan(&unguarded_namespace, &not_judged, EVERYBODY).unwrap();
+    make(&unguarded_namespace, &unguarded_attachment).unwrap();
+    let writer = Machine::open(&unguarded_namespace, &wire.tap);
+    let to_tap = |machine: &Machine, header: &Header| {
+        (0..Sender::FRAMES).for_each(|_| machine.send_with(header, &written));
+        Sender::FRAMES
+    };
     let arrived = |world| move || counted(world, true, "b9_veth_h", &["rx_packets"]);
     let mut to_guest = [
         Way {
@@ -216,17 +233,26 @@ fn small_frames() -> Value {
             rates: vec![],
         },
         Way {
-            what: "judged and redirected, without a TAP",
+            what: "judged by the guard and redirected, without a TAP",
             send: Box::new(|| from_stand_in.send()),
             count: Box::new(arrived(&redirected)),
             rates: vec![],
         },
         Way {
-            what: "written to the TAP, a system call for each, judged and redirected",
-            send: Box::new(|| {
-                (0..Sender::FRAMES).for_each(|_| reader.send(&written));
-                Sender::FRAMES
-            }),
+            what: "written to a TAP, a system call for each, redirected and not judged (antispoof: off)",
+            send: Box::new(|| to_tap(&writer, &Header::default())),
+            count: Box::new(arrived(&unguarded)),
+            rates: vec![],
+        },
+        Way {
+            what: "the same, judged by all",
+            send: Box::new(|| to_tap(&reader, &Header::default())),
+            count: Box::new(arrived(&read)),
+            rates: vec![],
+        },
+        Way {
+            what: "the same, with a checksum left unfinished",
+            send: Box::new(|| to_tap(&reader, &UNFINISHED)),
             count: Box::new(arrived(&read)),
             rates: vec![],
         },
@@ -251,6 +277,7 @@ fn small_frames() -> Value {
     });
     undo(&attachment).unwrap();
     undo(&read_attachment).unwrap();
+    undo(&unguarded_attachment).unwrap();
     figures
 }
 

@@ -33,7 +33,6 @@ use crate::sys;
 const NEXT: i32 = -1;
 
 // enum bpf_func_id of linux/bpf.h
-const STORE_BYTES: i32 = 9;
 const L4_CSUM_REPLACE: i32 = 11;
 const LOAD_BYTES: i32 = 26;
 const CHANGE_TAIL: i32 = 38;
@@ -50,6 +49,9 @@ const UDP: i32 = 17;
 const FRAGMENT: u16 = 0x3fff;
 /// Where `struct __sk_buff` of linux/bpf.h has the size of segments; 0 is a frame that stands for itself.
 const GSO_SIZE: i16 = 176;
+/// And where the frame begins and ends, of what is there to be read at once.
+const DATA: i16 = 76;
+const DATA_END: i16 = 80;
 /// Fragments are numbered in units of so many bytes.
 const UNIT: i32 = 8;
 /// Where a checksum ends, from the beginning of its header.
@@ -74,9 +76,9 @@ enum R {
     R10 = 10,
 }
 
-/// Places on the stack.
-const WORD: i16 = -8;
-const AGAIN: i16 = -16;
+/// Where on the stack the beginning of the network header is copied to, and how much of it.
+const HEADER: i16 = -16;
+const HEADER_LENGTH: i32 = 10;
 
 /// A place that is jumped to, before it is known where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,12 +108,14 @@ const LSH_IMM: u8 = 0x67;
 const LOAD_WORD: u8 = 0x61;
 const LOAD_HALF: u8 = 0x69;
 const LOAD_BYTE: u8 = 0x71;
+const STORE_HALF: u8 = 0x6b;
 const JA: u8 = 0x05;
 const JEQ_IMM: u8 = 0x15;
 const JNE_IMM: u8 = 0x55;
 const JLT_IMM: u8 = 0xa5;
 const JSET_IMM: u8 = 0x45;
 const JEQ: u8 = 0x1d;
+const JGT: u8 = 0x2d;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
@@ -152,18 +156,13 @@ impl Assembler {
         self.go(JNE_IMM, R::R0, R::R0, 0, Place::Drop);
     }
 
-    fn stack(&mut self, to: R, place: i16) {
-        self.mov(to, R::R10);
-        self.imm(ADD_IMM, to, place.into());
-    }
-
-    /// Copies bytes of the frame to the stack.
-    fn load(&mut self, at: i32, length: i32, place: i16) {
-        self.imm(MOV_IMM, R::R2, at);
-        self.stack(R::R3, place);
-        self.imm(MOV_IMM, R::R4, length);
-        self.call(LOAD_BYTES);
-        self.or_drop();
+    /// `R2` becomes the beginning of the frame, of which the Ethernet header can be read there.
+    fn ethernet(&mut self) {
+        self.put(LOAD_WORD, R::R2, R::R6, DATA, 0);
+        self.put(LOAD_WORD, R::R3, R::R6, DATA_END, 0);
+        self.mov(R::R1, R::R2);
+        self.imm(ADD_IMM, R::R1, L3);
+        self.go(JGT, R::R1, R::R3, 0, Place::Drop);
     }
 
     fn exit(&mut self, verdict: i32) {
@@ -188,50 +187,49 @@ fn program() -> Vec<[u8; 8]> {
     p.mov(R::R6, R::R1);
     // R8: the size of segments.
     p.put(LOAD_WORD, R::R8, R::R6, GSO_SIZE, 0);
-    // The kind of frame is in the place of a checksum that is changed from 0 to 1; only one that is finished becomes another.
-    p.load(ETHERTYPE, 2, WORD);
+    // The kind of frame (R7) is in the place of a checksum that is changed from 0 to 1; only one that is finished becomes another.
+    p.ethernet();
+    p.put(LOAD_HALF, R::R7, R::R2, ETHERTYPE as i16, 0);
     p.imm(MOV_IMM, R::R2, ETHERTYPE);
     p.imm(MOV_IMM, R::R3, 0);
     p.imm(MOV_IMM, R::R4, 1);
     p.imm(MOV_IMM, R::R5, TWO_BYTES);
     p.call(L4_CSUM_REPLACE);
     p.or_drop();
-    p.load(ETHERTYPE, 2, AGAIN);
+    // What was known of the frame's place may have changed.
+    p.ethernet();
+    p.put(LOAD_HALF, R::R1, R::R2, ETHERTYPE as i16, 0);
     // R9: whether a checksum is finished.
     p.imm(MOV_IMM, R::R9, 0);
-    p.put(LOAD_HALF, R::R7, R::R10, WORD, 0);
-    p.put(LOAD_HALF, R::R1, R::R10, AGAIN, 0);
     p.go(JEQ, R::R7, R::R1, 0, Place::LeftSomething);
     p.imm(MOV_IMM, R::R9, 1);
-    p.imm(MOV_IMM, R::R2, ETHERTYPE);
-    p.stack(R::R3, WORD);
-    p.imm(MOV_IMM, R::R4, 2);
-    p.imm(MOV_IMM, R::R5, 0);
-    p.call(STORE_BYTES);
-    p.or_drop();
+    p.put(STORE_HALF, R::R2, R::R7, ETHERTYPE as i16, 0);
     p.go(JEQ_IMM, R::R8, R::R0, 0, Place::Next);
 
     p.here(Place::LeftSomething);
+    p.imm(MOV_IMM, R::R2, L3);
+    p.mov(R::R3, R::R10);
+    p.imm(ADD_IMM, R::R3, HEADER.into());
+    p.imm(MOV_IMM, R::R4, HEADER_LENGTH);
+    p.call(LOAD_BYTES);
+    p.or_drop();
     let big_endian = |value: u16| i32::from(value.to_be());
     p.go(JEQ_IMM, R::R7, R::R0, big_endian(IPV6), Place::V6);
     p.go(JNE_IMM, R::R7, R::R0, big_endian(IPV4), Place::Drop);
-    p.load(L3 + 6, 2, WORD);
-    p.put(LOAD_HALF, R::R1, R::R10, WORD, 0);
+    p.put(LOAD_HALF, R::R1, R::R10, HEADER + 6, 0);
     p.go(JSET_IMM, R::R1, R::R0, big_endian(FRAGMENT), Place::Drop);
-    // R7: where the transport's header begins. A header of IPv4 that is too short is the guard's to refuse.
-    p.load(L3, 1, WORD);
-    p.put(LOAD_BYTE, R::R7, R::R10, WORD, 0);
+    // R7: where the transport's header begins; R1: which it is. A header of IPv4 that is too short is the guard's to refuse.
+    p.put(LOAD_BYTE, R::R7, R::R10, HEADER, 0);
     p.imm(AND_IMM, R::R7, 0x0f);
     p.imm(LSH_IMM, R::R7, 2);
     p.imm(ADD_IMM, R::R7, L3);
-    p.load(L3 + 9, 1, WORD);
+    p.put(LOAD_BYTE, R::R1, R::R10, HEADER + 9, 0);
     p.go(JA, R::R0, R::R0, 0, Place::Transport);
     p.here(Place::V6);
     p.imm(MOV_IMM, R::R7, L3 + 40);
-    p.load(L3 + 6, 1, WORD);
+    p.put(LOAD_BYTE, R::R1, R::R10, HEADER + 6, 0);
 
     p.here(Place::Transport);
-    p.put(LOAD_BYTE, R::R1, R::R10, WORD, 0);
     p.go(JEQ_IMM, R::R1, R::R0, UDP, Place::Udp);
     p.go(JNE_IMM, R::R1, R::R0, TCP, Place::Drop);
     p.imm(ADD_IMM, R::R7, END_IN_TCP - 1);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fcpipe_net::{Attachment, Namespace, Service, make, undo};
 
 use crate::ear::Ear;
-use crate::tap::Machine;
+use crate::tap::{Header, Machine};
 use crate::world::{World, planned, sh};
 
 pub(crate) struct Bench {
@@ -89,5 +89,12 @@ impl Bench {
         drop(self.service);
         undo(&self.attachment).unwrap();
         drop(self.world);
+    }
+}
+
+impl Machine {
+    /// Sends a frame with which nothing is left to be done.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        self.send_with(&Header::default(), frame);
     }
 }

@@ -29,11 +29,7 @@ impl Machine {
         machine
     }
 
-    pub(crate) fn send(&self, frame: &[u8]) {
-        self.send_with(&Header::default(), frame);
-    }
-
-    /// With a header of its own.
+    /// Sends a frame with a header of its own.
     pub(crate) fn send_with(&self, header: &Header, frame: &[u8]) {
         let bytes = [&header.0, frame].concat();
         // What the kernel refuses at once (too short to be a frame, a header that cannot be) has reached nobody.
