@@ -385,6 +385,8 @@ pub(crate) struct NoEntry {}
 
 /// How long a guest may take to answer that a process has started, and to write everything back.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long the last output of processes beside the launch's own may take. They have been killed with it.
+const SETTLE: Duration = Duration::from_secs(5);
 /// How long a machine may take to end once its guest has powered off.
 const POWER_OFF: Duration = Duration::from_secs(10);
 /// How often a wait looks whether the launch is cancelled.
@@ -442,6 +444,8 @@ impl Effect for RunProcess {
                 session.oom_kills()
             ));
         }
+        // What is not read by then is lost, and whoever waits for it is told.
+        session.settle(Instant::now() + SETTLE);
         power_off(cx, booted.as_ref());
         Ok(status)
     }

@@ -22,6 +22,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::OptionalActions;
 
 use crate::life::Life;
+use crate::output::Output;
 
 /// The slave's end.
 pub struct Console(OwnedFd);
@@ -71,7 +72,7 @@ impl Console {
     pub(crate) fn streams(self) -> io::Result<Streams> {
         Ok(Streams {
             stdin: Some(File::from(self.0.try_clone()?)),
-            stdout: Box::new(File::from(self.0)),
+            stdout: Box::new(Output::new(self.0)),
             stderr: Box::new(io::sink()),
         })
     }

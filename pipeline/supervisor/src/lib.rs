@@ -32,6 +32,7 @@ mod hooks;
 mod life;
 mod log;
 mod message;
+mod output;
 mod record;
 mod server;
 mod signals;

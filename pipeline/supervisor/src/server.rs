@@ -16,6 +16,7 @@ use fcpipe_proto::process::Signal;
 
 use crate::life::{Life, refused};
 use crate::message::{ExecProcess, Failed, Reply, Request};
+use crate::output::Output;
 use crate::wire::{Receiver, send};
 
 /// The socket in a launch's directory.
@@ -27,11 +28,42 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a wait for a process looks whether its client is still there.
 const STEP: Duration = Duration::from_millis(200);
 
+/// How often somebody who waits for the last client looks.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The clients that are served now. Clones count together.
+#[derive(Clone, Default)]
+pub(crate) struct Clients(Arc<AtomicUsize>);
+
+/// One of them; it has gone when this is dropped.
+struct Served(Clients);
+
+impl Clients {
+    /// `None`: there are too many.
+    fn enter(&self) -> Option<Served> {
+        let served = Served(self.clone());
+        (self.0.fetch_add(1, Ordering::Relaxed) < MOST).then_some(served)
+    }
+
+    /// Waits until all have their answers, or `patience` is over.
+    pub(crate) fn wait(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        while self.0.load(Ordering::Relaxed) > 0 && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Listens in a launch's directory. The thread ends with the program.
-pub(crate) fn listen(dir: &Path, life: Arc<Life>) -> io::Result<()> {
+pub(crate) fn listen(dir: &Path, life: Arc<Life>, clients: Clients) -> io::Result<()> {
     let path = dir.join(SOCKET);
     let listener = short_path(&path, |path| UnixListener::bind(path))?;
-    let served = Arc::new(AtomicUsize::new(0));
     let thread = std::thread::Builder::new().name("control".to_owned());
     thread.spawn(move || {
         for stream in listener.incoming() {
@@ -43,23 +75,19 @@ pub(crate) fn listen(dir: &Path, life: Arc<Life>) -> io::Result<()> {
             if !is_allowed(&stream) {
                 continue;
             }
-            let (life, served) = (Arc::clone(&life), Arc::clone(&served));
-            if served.fetch_add(1, Ordering::Relaxed) >= MOST {
-                served.fetch_sub(1, Ordering::Relaxed);
+            let Some(served) = clients.enter() else {
                 let failed = refused("the launch serves too many clients");
                 let _ = stream.set_write_timeout(Some(STEP));
                 let _ = send(&stream, &Reply::Failed { failed }, &[]);
                 continue;
-            }
-            let counted = Arc::clone(&served);
+            };
+            let life = Arc::clone(&life);
             let thread = std::thread::Builder::new().name("client".to_owned());
-            let spawned = thread.spawn(move || {
+            // Without a thread the client sees the end of its connection.
+            let _ = thread.spawn(move || {
                 serve(&stream, &life);
-                counted.fetch_sub(1, Ordering::Relaxed);
+                drop(served);
             });
-            if spawned.is_err() {
-                served.fetch_sub(1, Ordering::Relaxed);
-            }
         }
     })?;
     Ok(())
@@ -154,15 +182,15 @@ fn exec(
 
 /// The process's streams, from what a client sent.
 fn streams(stdin: bool, fds: Vec<OwnedFd>) -> Result<Streams, Failed> {
-    let mut fds = fds.into_iter().map(File::from);
+    let mut fds = fds.into_iter();
     let mut next = || {
         fds.next()
             .ok_or_else(|| refused("the process's streams are missing"))
     };
     Ok(Streams {
-        stdin: stdin.then(&mut next).transpose()?,
-        stdout: Box::new(next()?),
-        stderr: Box::new(next()?),
+        stdin: stdin.then(&mut next).transpose()?.map(File::from),
+        stdout: Box::new(Output::new(next()?)),
+        stderr: Box::new(Output::new(next()?)),
     })
 }
 

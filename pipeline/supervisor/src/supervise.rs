@@ -26,7 +26,9 @@ use crate::hooks::Hook;
 use crate::life::Life;
 use crate::log::{Log, LogLimits};
 use crate::message::{Failed, Reply, Request};
+use crate::output::Output;
 use crate::record::Record;
+use crate::server::Clients;
 use crate::wire::{Receiver, send};
 use crate::{fork, hooks, server, signals};
 
@@ -129,6 +131,9 @@ impl Owner {
     }
 }
 
+/// How long clients may take for their last answers once the launch has ended: one of `exec`, for the output that is under way.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Is the supervisor, in its own process, until the launch has ended.
 pub(crate) fn supervise(order: Order, channel: UnixStream) {
     let mut keep = vec![channel.as_raw_fd()];
@@ -144,14 +149,17 @@ pub(crate) fn supervise(order: Order, channel: UnixStream) {
     let Ok((owner, writer)) = Owner::start(channel) else {
         return;
     };
+    let clients = Clients::default();
     let last = streams
         .and_then(|streams| Ok((streams, set?)))
         .map_err(|e| Failed::new(FailureKind::Host, format_args!("the supervisor: {e}")))
-        .and_then(|(streams, set)| lead(order, &owner, reading, streams, set));
+        .and_then(|(streams, set)| lead(order, &owner, &clients, reading, streams, set));
     owner.tell(last.unwrap_or_else(|failed| Reply::Failed { failed }));
     drop(owner);
     // Until the caller has its answer, or has gone. The threads that pass events on end with their senders, which are gone.
     let _ = writer.join();
+    // The launch is let go by now: who waits for it, or for a process in it, does not hold it.
+    clients.wait(FAREWELL);
 }
 
 /// Memory that is let go of should go back to the system, and not wait in one of a dozen arenas.
@@ -177,6 +185,7 @@ fn give_back() {
 fn lead(
     order: Order,
     owner: &Owner,
+    clients: &Clients,
     channel: UnixStream,
     [stdin, stdout, stderr]: [OwnedFd; 3],
     set: nix::sys::signal::SigSet,
@@ -213,7 +222,8 @@ fn lead(
     // Set here alone.
     let _ = keeper.set(Arc::clone(&life));
     signals::follow(set, Arc::clone(&life)).map_err(|e| host_failed("signals", &e))?;
-    server::listen(&dir, Arc::clone(&life)).map_err(|e| host_failed("the control socket", &e))?;
+    server::listen(&dir, Arc::clone(&life), clients.clone())
+        .map_err(|e| host_failed("the control socket", &e))?;
     listen_to_owner(channel, Arc::clone(&life), order.bond, order.terminal)
         .map_err(|e| host_failed("the caller's thread", &e))?;
 
@@ -225,7 +235,7 @@ fn lead(
     let output = |name: &'static str, fd: OwnedFd| -> Box<dyn Write + Send> {
         match &log {
             Some(log) => Box::new(log.stream(name)),
-            None => Box::new(File::from(fd)),
+            None => Box::new(Output::new(fd)),
         }
     };
     let console = order.console;

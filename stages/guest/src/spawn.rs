@@ -283,10 +283,14 @@ impl Ends {
                     ("stderr", stderr, streams.stderr),
                 ];
                 for (name, fd, outlet) in outputs {
-                    let stop = Arc::clone(&stop);
-                    pumping(name, id, move || {
-                        pump::send_fd(&fd, &outlet, &stop, AtStop::Drain);
+                    let (stop, sender) = (Arc::clone(&stop), Arc::clone(&outlet));
+                    let pumps = pumping(name, id, move || {
+                        pump::send_fd(&fd, &sender, &stop, AtStop::Drain);
                     });
+                    if !pumps {
+                        // The host would wait for its end.
+                        outlet.finish();
+                    }
                 }
                 if let (Some(fd), Some(inlet)) = (stdin, streams.stdin) {
                     pumping("stdin", id, move || {
@@ -297,14 +301,17 @@ impl Ends {
             Side::Terminal(master) => {
                 streams.stderr.finish();
                 let (fd, agent) = (Arc::clone(&master), Arc::clone(agent));
-                let (outlet, stop_too) = (streams.stdout, Arc::clone(&stop));
-                pumping("terminal", id, move || {
+                let (outlet, stop_too) = (Arc::clone(&streams.stdout), Arc::clone(&stop));
+                let pumps = pumping("terminal", id, move || {
                     let end = pump::send_fd(&fd, &outlet, &stop_too, AtStop::Drain);
                     drop(fd);
                     if end.is_some() {
                         agent.processes.hang_up(id);
                     }
                 });
+                if !pumps {
+                    streams.stdout.finish();
+                }
                 if let Some(inlet) = streams.stdin {
                     pumping("stdin", id, move || {
                         if pump::receive_fd(&inlet, &master, &stop) {
@@ -317,11 +324,14 @@ impl Ends {
     }
 }
 
-fn pumping(name: &str, id: ProcessId, run: impl FnOnce() + Send + 'static) {
+/// `false` where there can be no thread for it.
+fn pumping(name: &str, id: ProcessId, run: impl FnOnce() + Send + 'static) -> bool {
     let thread = thread::Builder::new().name(format!("{name}-{id}"));
-    if let Err(e) = thread.spawn(run) {
+    let spawned = thread.spawn(run);
+    if let Err(e) = &spawned {
         crate::console::say(&format!("process {id} has no {name}: {e}"));
     }
+    spawned.is_ok()
 }
 
 /// A terminal's input has no end but the one that is typed: once to end a line that was begun, and once more.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+use rustix::pipe::fcntl_getpipe_size;
 
 use crate::error::ProtoError;
 use crate::frame::MAX_DATA;
@@ -35,9 +36,13 @@ impl Stop {
 pub enum AtStop {
     /// Leaves it: nobody reads it any more.
     Leave,
-    /// Sends what is there without waiting for more: the writer has ended.
+    /// Sends what is there without waiting for more: the writer has ended. Somebody else may have the other end open and
+    /// write on and on; so it is no more than can have been there.
     Drain,
 }
+
+/// More than a terminal holds.
+const TERMINAL: usize = 1 << 20;
 
 /// Sends what comes from `fd`, then the stream's end.
 ///
@@ -45,25 +50,32 @@ pub enum AtStop {
 /// Returns why it ended early, if it did.
 pub fn send_fd(fd: &impl AsFd, outlet: &Outlet, stop: &Stop, at_stop: AtStop) -> Option<StreamEnd> {
     let mut buffer = vec![0; MAX_DATA];
-    let mut stopping = false;
+    // How much may still be sent, once it is stopped.
+    let mut left = None;
     let end = loop {
-        let (ready, stopped) = match wait(fd.as_fd(), PollFlags::IN, stop, stopping) {
+        let (ready, stopped) = match wait(fd.as_fd(), PollFlags::IN, stop, left.is_some()) {
             Ok(state) => state,
             Err(_) => break None,
         };
         if stopped && at_stop == AtStop::Leave {
             break None;
         }
-        if !ready {
-            if stopping {
-                break None;
-            }
-            stopping = stopped;
+        if stopped && left.is_none() {
+            // What was written before may have come after the look.
+            left = Some(fcntl_getpipe_size(fd).unwrap_or(TERMINAL));
             continue;
         }
-        match rustix::io::read(fd, &mut buffer) {
+        if !ready || left == Some(0) {
+            if left.is_some() {
+                break None;
+            }
+            continue;
+        }
+        let most = left.map_or(MAX_DATA, |left| left.min(MAX_DATA));
+        match rustix::io::read(fd, &mut buffer[..most]) {
             Ok(0) => break None,
             Ok(n) => {
+                left = left.map(|left| left - n);
                 if let Err(end) = outlet.write(&buffer[..n]) {
                     break Some(end);
                 }
@@ -186,5 +198,43 @@ mod tests {
     #[test]
     fn what_a_process_wrote_before_its_end_is_sent() {
         assert_eq!(left(AtStop::Drain), 0);
+    }
+
+    /// A child that has the pipe and never rests must not keep the stream open.
+    #[test]
+    fn row_46_what_others_write_after_a_process_s_end_is_not_waited_for() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mux = Mux::new(&a, Side::Guest, 100).unwrap();
+        let peer = Mux::new(&b, Side::Host, 100).unwrap();
+        let id = StreamId::new(ProcessId::INIT, frame::Stdio::Out);
+        let (outlet, inlet) = (mux.open_out(id).unwrap(), peer.open_in(id).unwrap());
+        std::thread::spawn(move || {
+            let mut a = a;
+            while let Ok(Some(frame)) = frame::Frame::read(&mut a, 100) {
+                mux.deliver(frame).unwrap();
+            }
+        });
+        std::thread::spawn(move || {
+            let mut b = b;
+            while let Ok(Some(frame)) = frame::Frame::read(&mut b, 100) {
+                peer.deliver(frame).unwrap();
+            }
+        });
+        // There is always more of this.
+        let zero = std::fs::File::open("/dev/zero").unwrap();
+        let stop = Stop::new().unwrap();
+        stop.set();
+        let sender = std::thread::spawn(move || send_fd(&zero, &outlet, &stop, AtStop::Drain));
+        let mut all = 0;
+        let mut buffer = [0; 4096];
+        loop {
+            match inlet.read(&mut buffer).unwrap() {
+                0 => break,
+                n => all += n,
+            }
+            assert!(all <= TERMINAL, "{all}");
+        }
+        assert_eq!(sender.join().unwrap(), None);
+        assert_eq!(all, TERMINAL);
     }
 }

@@ -1,12 +1,13 @@
 //! Output that is read slowly, or never; many processes at once; and what a guest may do about memory: the machine stays
 //! in hand.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::life::until;
 use crate::world::{Leftovers, World, assert_code, skip_in_emulation, skip_without_machine};
 
 /// A count that a soak makes larger.
@@ -27,6 +28,14 @@ fn memory(world: &World) -> Vec<u64> {
         .into_iter()
         .filter_map(of)
         .collect()
+}
+
+/// The memory that the guest's kernel could not give out, KiB; `None` where it does not answer: it may have just ended.
+fn guest_memory(world: &World) -> Option<u64> {
+    let output = fcpipe(world, &["--format", "json", "metrics", "s1"]);
+    let figures: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let memory = &figures["stats"]["guest"]["memory"];
+    Some((memory["total"].as_u64()? - memory["available"].as_u64()?) >> 10)
 }
 
 fn run(world: &World, arguments: &[&str], script: &str) -> std::process::Child {
@@ -69,6 +78,9 @@ fn row_46_qemu_a_slow_reader_gets_every_byte_and_nobody_fills_up() {
     let mut stdout = child.stdout.take().unwrap();
     let mut buffer = vec![0; 256 << 10];
     let (mut got, mut most, mut looks) = (0u64, 0, 0);
+    // What the guest had in use when the first bytes were here, and the most since.
+    let mut guest: Option<(u64, u64)> = None;
+    let mut asked = 0;
     loop {
         let n = stdout.read(&mut buffer).unwrap();
         if n == 0 {
@@ -86,11 +98,26 @@ fn row_46_qemu_a_slow_reader_gets_every_byte_and_nobody_fills_up() {
             std::thread::sleep(Duration::from_millis(20));
         }
         looks += 1;
+        // Eight times on the way: the first soon, the last before the end.
+        if got > asked * bytes / 8 {
+            asked += 1;
+            if let Some(now) = guest_memory(&world) {
+                let (first, most) = guest.unwrap_or((now, now));
+                guest = Some((first, most.max(now)));
+            }
+        }
     }
     assert_eq!(got, bytes);
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    println!("{bytes} bytes; at most {most} KiB resident in client and supervisor");
+    let (first, in_guest) = guest.unwrap();
+    println!(
+        "{bytes} bytes; at most {most} KiB resident in client and supervisor; in use in the guest {first} KiB, at most {in_guest} KiB"
+    );
     assert!(most > 0 && most < 64 << 10, "{most} KiB");
+    assert!(
+        in_guest < first + (32 << 10),
+        "{first} KiB, then {in_guest} KiB"
+    );
     Leftovers::of(&world).assert_none();
 }
 
@@ -148,6 +175,65 @@ fn qemu_many_processes_at_once() {
     );
     assert_code(&fcpipe(&world, &["kill", "s1", "KILL"]), 0);
     assert_eq!(child.wait().unwrap().code(), Some(137));
+}
+
+/// The first process's end is the end of all, and takes nothing from what they had written.
+#[test]
+fn row_46_qemu_a_process_beside_a_container_that_ends_has_all_its_output_and_its_status() {
+    if skip_without_machine() {
+        return;
+    }
+    let world = World::new();
+    let script = "trap 'read n < /tmp/n; echo $n; exit 3' TERM; echo 0 > /tmp/n; while :; do sleep 0.1; done";
+    let mut child = run(&world, &[], script);
+    until_running(&world);
+    let exec = |script: &str| {
+        let mut exec = world.with_kernel();
+        exec.args(["exec", "s1", "--", "sh", "-c", script]);
+        exec.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    // Nobody reads this one until all is over: it is held on the host by then.
+    let mut late = exec("yes 0123456789abcde | head -c 200000; echo last; sleep 1000");
+    // Nor this one: it comes to a stop, with lines on every part of the way, and has noted how many it wrote.
+    let script = "p=$(busybox printf %01000d 0); i=0; \
+                  while :; do i=$((i + 1)); echo $i $p; echo $i > /tmp/n; done";
+    let mut exec = exec(script);
+    let written = || fcpipe(&world, &["exec", "s1", "cat", "/tmp/n"]).stdout;
+    let mut before = Vec::new();
+    until(|| {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = written();
+        let same = now == before && !matches!(&now[..], b"" | b"0\n");
+        before = now;
+        same
+    });
+    assert_code(&fcpipe(&world, &["kill", "s1", "TERM"]), 0);
+    let mut told = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut told).unwrap();
+    let told: usize = told.trim().parse().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let mut got = String::new();
+    let mut stdout = exec.stdout.take().unwrap();
+    stdout.read_to_string(&mut got).unwrap();
+    let whole = got
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    let numbers: Vec<usize> = whole
+        .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(numbers.iter().copied().eq(1..=numbers.len()));
+    assert!(numbers.len() >= told, "{} of {told}", numbers.len());
+    // As runc has it: the kernel kills it.
+    assert_eq!(exec.wait().unwrap().code(), Some(137));
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    let mut got = Vec::new();
+    let mut stdout = late.stdout.take().unwrap();
+    stdout.read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), 200_005);
+    assert!(got.ends_with(b"last\n"));
+    assert_eq!(late.wait().unwrap().code(), Some(137));
+    Leftovers::of(&world).assert_none();
 }
 
 #[test]

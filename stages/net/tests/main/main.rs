@@ -8,17 +8,9 @@
 )]
 
 mod attaching;
-mod bench;
-
-mod ear;
 mod frames;
-mod judge;
+mod machine;
 mod own;
-mod packets;
-mod sockets;
 mod spoofing;
-mod state;
 mod strangers;
-mod tap;
-mod unfinished;
 mod world;

@@ -72,6 +72,7 @@ impl RunningProcess {
                 stop: Some(Arc::clone(&stop)),
                 outputs: 2,
                 lost: None,
+                forgotten: false,
             };
             state.processes.insert(id, process);
             Ok::<_, ProtoError>(id)
@@ -229,6 +230,15 @@ fn never_ends(
     last.is_some_and(|last| now.saturating_duration_since(last) > DRAIN)
 }
 
+impl Drop for RunningProcess {
+    fn drop(&mut self) {
+        if let Some(process) = self.shared.lock().processes.get_mut(&self.id) {
+            process.forgotten = true;
+        }
+        self.shared.forget(self.id);
+    }
+}
+
 impl Threads {
     /// Starts them.
     pub(super) fn spawn(self, shared: &Arc<Shared>, id: ProcessId) -> Result<(), ProtoError> {
@@ -265,6 +275,7 @@ impl Threads {
                             process.lost = process.lost.take().or(received.err());
                         }
                     });
+                    shared.forget(id);
                 }),
             )?;
         }

@@ -75,7 +75,13 @@ fn started(state: &State, stream: StreamId) -> Result<(), ProtoError> {
 }
 
 fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
-    shared.change(|state| match message {
+    let over = match &message {
+        GuestMessage::Exited { process, .. } | GuestMessage::StartFailed { process, .. } => {
+            Some(*process)
+        }
+        _ => None,
+    };
+    let done = shared.change(|state| match message {
         GuestMessage::Hello(_) => Err(ProtoError::broken("a second hello")),
         GuestMessage::Busy => Err(ProtoError::Busy),
         GuestMessage::Pong => Ok(()),
@@ -138,7 +144,11 @@ fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
             state.stopped = Some(clean);
             Ok(())
         }
-    })
+    });
+    if let Some(process) = over {
+        shared.forget(process);
+    }
+    done
 }
 
 fn configured(state: &mut State, to: Configure) -> Result<(), ProtoError> {

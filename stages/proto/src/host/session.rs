@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::process::{RunningProcess, Stdio};
 use super::reader::{self, ASK_AFTER};
-use super::state::{Configure, Phase, Shared, State};
+use super::state::{Configure, Phase, ProcessState, Shared, State};
 use crate::PROTOCOL;
 use crate::config::GuestConfig;
 use crate::error::ProtoError;
@@ -192,6 +192,17 @@ impl Session {
         answer.transpose()
     }
 
+    /// Waits until every process has ended and its output has been written; `false` at the deadline, or where the connection ends.
+    /// Before a shutdown: its answer overtakes output, and ends the connection. When the first process has ended, the guest's kernel
+    /// kills the others, so their ends are near.
+    pub fn settle(&self, deadline: Instant) -> bool {
+        let settled = self.shared.wait(Some(deadline), TICK, |state| {
+            let over = state.processes.values().all(ProcessState::is_over);
+            (over || state.ended.is_some()).then_some(over)
+        });
+        settled.unwrap_or(false)
+    }
+
     /// Ends the container, has everything written back, and resets the machine. `true` when the
     /// root was unmounted with nothing left to write.
     ///
@@ -317,4 +328,70 @@ fn shake_hands<S: Stream>(
         });
     }
     Ok(guest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::guest::Connection;
+    use crate::process::ExitStatus;
+
+    /// A guest whose processes end at once.
+    fn guest(stream: UnixStream) {
+        let hello = HelloReply {
+            protocol: PROTOCOL,
+            program: String::new(),
+            boot_id: "b".to_owned(),
+            configured: true,
+            running: Vec::new(),
+            oom_kills: 0,
+        };
+        let mut connection = Connection::accept(stream, || Some(hello)).unwrap();
+        while let Ok(HostMessage::Start(start)) = connection.request() {
+            let process = start.id;
+            let mux = Arc::clone(connection.mux());
+            let stream = |stdio| crate::frame::StreamId::new(process, stdio);
+            let outs = [crate::frame::Stdio::Out, crate::frame::Stdio::Err];
+            let outs = outs.map(|stdio| mux.open_out(stream(stdio)).unwrap());
+            connection
+                .answer(&GuestMessage::Started { process })
+                .unwrap();
+            let status = ExitStatus::Code { code: 0 };
+            connection
+                .answer(&GuestMessage::Exited { process, status })
+                .unwrap();
+            outs.iter().for_each(|out| out.finish());
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_over_and_dropped_takes_no_memory() {
+        let (host, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || guest(theirs));
+        let soon = || Instant::now() + Duration::from_secs(60);
+        let session = Session::connect(host, "b", soon()).unwrap();
+        let known = || session.shared.lock().processes.len();
+        for number in 0..20 {
+            let stdio = Stdio {
+                stdin: None,
+                stdout: Box::new(std::io::sink()),
+                stderr: Box::new(std::io::sink()),
+            };
+            let running = session.start(&Process::new(["x"]), stdio, soon()).unwrap();
+            if number % 2 == 0 {
+                running.wait(Some(soon())).unwrap();
+                assert_eq!(known(), 1);
+            }
+            // Over before, or after: then the last of its threads lets it go.
+            drop(running);
+            assert!(session.settle(soon()));
+            let end = soon();
+            while known() > 0 {
+                assert!(Instant::now() < end, "{number}");
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
 }

@@ -59,9 +59,20 @@ pub(super) struct ProcessState {
     pub(super) outputs: u32,
     /// Why not all output came.
     pub(super) lost: Option<ProtoError>,
+    /// Nobody asks about it any more.
+    pub(super) forgotten: bool,
 }
 
 impl ProcessState {
+    /// Whether nothing of it is to come.
+    pub(super) fn is_over(&self) -> bool {
+        match self.phase {
+            Phase::Starting | Phase::Running => false,
+            Phase::Failed(_) => true,
+            Phase::Exited(_) => self.outputs == 0,
+        }
+    }
+
     /// Stops reading its input, and lets the descriptor for that go.
     pub(super) fn stop_input(&mut self) {
         if let Some(stop) = self.stop.take() {
@@ -88,6 +99,15 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// Lets go of a process that is over and that nobody asks about: a launch may live for years, and run a process every second.
+    pub(super) fn forget(&self, id: ProcessId) {
+        let mut state = self.lock();
+        let done = |process: &ProcessState| process.forgotten && process.is_over();
+        if state.processes.get(&id).is_some_and(done) {
+            state.processes.remove(&id);
+        }
     }
 
     /// Changes the state and wakes everyone who waits for it.

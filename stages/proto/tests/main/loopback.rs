@@ -69,6 +69,31 @@ fn row_46_much_output_to_slow_readers_loses_nothing() {
 }
 
 #[test]
+fn row_46_a_session_settles_when_all_output_has_been_written() {
+    const OUT: usize = 1 << 20;
+    let (session, _guest) = session();
+    assert!(session.settle(soon()));
+    let out = Slow(Arc::default(), Duration::from_millis(20));
+    let process = Process::new(["emit", &OUT.to_string(), "0"]);
+    let running = session
+        .start(&process, stdio(out.clone(), io::sink()), soon())
+        .unwrap();
+    assert!(session.settle(soon()));
+    assert!(*out.0.lock().unwrap() == pattern(1, 0, OUT));
+    assert!(running.exit_status().is_some());
+    // One that does not end is waited for as long as was said.
+    let _deaf = session.start(
+        &Process::new(["deaf"]),
+        stdio(io::sink(), io::sink()),
+        soon(),
+    );
+    let late = std::time::Instant::now() + Duration::from_millis(50);
+    assert!(!session.settle(late));
+    session.close();
+    assert!(!session.settle(soon()));
+}
+
+#[test]
 fn row_64_a_kill_is_answered_though_stdout_is_blocked() {
     let (session, _guest) = session();
     let (unblock, blocked) = mpsc::channel();
