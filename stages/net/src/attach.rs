@@ -1,5 +1,6 @@
 //! A machine's place in a namespace: planned, made, and taken away again.
 
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bridge;
 use crate::error::NetError;
-use crate::filter::{Guest, Instruction, from_guest, is_no_dhcp};
+use crate::filter::{Guest, Instruction, from_guest, is_no_dhcp, unfinished};
 use crate::links::{self, Change, Link};
 use crate::look::{self, Route, Uplink};
 use crate::mark::Mark;
@@ -73,6 +74,9 @@ pub struct Wire {
 pub struct Attached {
     pub taps: Vec<u32>,
 }
+
+/// What `tc filter show` calls that filter.
+const UNFINISHED: &str = "fcpipe:unfinished";
 
 /// A name has 15 bytes and a NUL (linux/if.h, IFNAMSIZ).
 const NAME_MAX: usize = 15;
@@ -180,12 +184,14 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
         let taps = taps.collect::<Result<Vec<Tap>, NetError>>()?;
         Ok((Netlink::open()?, taps))
     })?;
+    let unfinished = attachment.unfinished()?;
     let mut taps = Vec::with_capacity(attachment.wires.len());
     for (wire, made) in attachment.wires.iter().zip(made) {
         let tap = links::by_name(&mut netlink, &wire.tap)?;
         let index = tap.map_or(0, |tap| tap.index);
         taps.push(index);
-        netlink.batch(attachment.join(wire, index)?)?;
+        let unfinished = unfinished.as_ref().map(OwnedFd::as_fd);
+        netlink.batch(attachment.join(wire, index, unfinished)?)?;
         // Until now it would have gone with this process: there is never a TAP of ours for long that does not say so.
         let what = format!("{}: keeping the TAP", wire.tap);
         made.keep().map_err(NetError::kernel(what))?;
@@ -237,8 +243,21 @@ impl Attachment {
             .map_err(|refused| NetError::Spec(format!("{}: {refused}", wire.uplink.name)))
     }
 
+    /// The program that a frame meets before the guard, in the kernel.
+    fn unfinished(&self) -> Result<Option<OwnedFd>, NetError> {
+        let loaded = self.antispoof.then(unfinished::load).transpose();
+        loaded.map_err(NetError::kernel(
+            "bpf(2): loading the program that judges what a guest leaves unfinished (`network.antispoof: off` does without)",
+        ))
+    }
+
     /// Marks a TAP, and what lets frames pass, and which. The guard is there before the TAP is up, and the veth is let go last.
-    fn join(&self, wire: &Wire, tap: u32) -> Result<Vec<Request>, NetError> {
+    fn join(
+        &self,
+        wire: &Wire,
+        tap: u32,
+        unfinished: Option<BorrowedFd<'_>>,
+    ) -> Result<Vec<Request>, NetError> {
         let guard = self.guard(wire)?;
         let cookie = self.mark.cookie();
         let name = wire.tap.as_str();
@@ -254,8 +273,12 @@ impl Attachment {
             },
             Mode::Bridge { .. } => Then::Pass,
         };
-        batch.push(tc::add_filter(tap, End::Ingress, 1, &guard, &passed, name));
-        batch.push(tc::drop_the_rest(tap, End::Ingress, 2, name));
+        let end = End::Ingress;
+        if let Some(program) = unfinished {
+            batch.push(tc::add_loaded(tap, end, 1, program, UNFINISHED, name));
+        }
+        batch.push(tc::add_filter(tap, end, 2, &guard, &passed, name));
+        batch.push(tc::drop_the_rest(tap, end, 3, name));
         match self.mode {
             Mode::Redirect => {
                 batch.push(Change::of(tap, format!("{name}: up")).up().request());

@@ -114,6 +114,52 @@ pub(crate) fn attach_filter(socket: BorrowedFd<'_>, filter: &[Instruction]) -> i
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
+/// Has the kernel check and compile a program of tc, in extended BPF, that uses no helper for which it would have to be under the GPL.
+pub(crate) fn load_classifier(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+    /// The beginning of `union bpf_attr` of linux/bpf.h, as it is for BPF_PROG_LOAD.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; 16],
+    }
+    let address = |at: *const libc::c_void| at as usize as u64;
+    let attributes = Load {
+        kind: BPF_PROG_TYPE_SCHED_CLS,
+        count: program.len() as u32,
+        instructions: address(program.as_ptr().cast()),
+        license: address(c"Apache-2.0".as_ptr().cast()),
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: *b"unfinished\0\0\0\0\0\0",
+    };
+    let attributes_at = &raw const attributes;
+    // SAFETY: the structure has the size that is said, and it, the instructions and the licence that it points to are only read, and outlive the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            attributes_at,
+            size_of::<Load>(),
+        )
+    };
+    let fd = check(fd as libc::c_int)?;
+    // SAFETY: the kernel has just given this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 fn set_option<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,

@@ -3,6 +3,8 @@
 //! A `clsact` or `ingress` qdisc is where filters hang; its handle is `ffff:`, and the two ends are `ffff:fff2` (what the interface
 //! receives) and `ffff:fff3` (what goes out).
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
 use netlink_packet_core::{DefaultNla, Emitable as _, NlaBuffer, NlasIterator, Parseable as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
@@ -106,10 +108,29 @@ pub(crate) fn add_filter(
 /// A last filter, that drops what no other has taken.
 pub(crate) fn drop_the_rest(link: u32, end: End, number: u16, of: &str) -> Request {
     let mut options = operations(&always(SHOT)).to_vec();
-    options.push(TcOption::Bpf(TcFilterBpfOption::Flags(
-        TcBpfFlags::DirectAction,
-    )));
+    options.push(decides_itself());
     filter(link, end, number, options, of)
+}
+
+/// A filter whose program is in the kernel already, and decides itself.
+pub(crate) fn add_loaded(
+    link: u32,
+    end: End,
+    number: u16,
+    program: BorrowedFd<'_>,
+    name: &str,
+    of: &str,
+) -> Request {
+    let options = vec![
+        TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd() as u32)),
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
+        decides_itself(),
+    ];
+    filter(link, end, number, options, of)
+}
+
+fn decides_itself() -> TcOption {
+    TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction))
 }
 
 fn filter(link: u32, end: End, number: u16, options: Vec<TcOption>, of: &str) -> Request {

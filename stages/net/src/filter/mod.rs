@@ -3,10 +3,13 @@
 //! Classic, because tc's `bpf` classifier takes such a program as it is: there is no file to load, no verifier that differs from kernel to
 //! kernel, and the kernel compiles it to machine code all the same. A program here returns [`ACCEPT`] or [`REFUSE`]; a load beyond
 //! the end of the frame ends it with `REFUSE`, so what is too short to be judged does not pass.
+//!
+//! One program is not classic (`unfinished.rs`): it asks what only helpers can tell.
 
 mod guest;
 #[cfg(test)]
 mod tests;
+pub(crate) mod unfinished;
 
 pub use guest::{Guest, Refused, from_guest, is_no_dhcp, to_responder};
 

@@ -9,8 +9,11 @@ use super::*;
 
 #[path = "../../tests/main/frames.rs"]
 mod frames;
+#[path = "../../tests/main/packets.rs"]
+mod packets;
 
-use frames::{BROADCAST, OTHER, V4, V6, frame, icmp6, ipv4, ipv6, udp};
+use frames::{BROADCAST, V6, icmp6, ipv6};
+use packets::{OTHER, V4, frame, ipv4, udp};
 
 const MAC: [u8; 6] = [0x02, 0x42, 0xc0, 0xa8, 0x01, 0x05];
 const TCP: [u8; 20] = [0; 20];

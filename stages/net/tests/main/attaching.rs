@@ -1,9 +1,24 @@
 //! What is made, and that nothing of it stays.
 
+use std::io;
+
 use fcpipe_net::{Mode, Namespace, NetError, Route, Service, Wanted, make, plan, undo};
 
-use crate::machine::Machine;
+use crate::tap::{Machine, attach, tun};
 use crate::world::{EVERYBODY, World, mark, planned, sh, skip, wanted};
+
+/// The TAP's other end as another user has it, without capabilities.
+fn open_as(namespace: &Namespace, tap: &str, user: u32) -> io::Result<Machine> {
+    let opened = namespace.inside(|| {
+        // A jail has a node of its own; the host's may be root's alone.
+        let tun = tun();
+        let user = rustix::fs::Uid::from_raw(user);
+        // Of this thread alone, which ends with this. Capabilities go with root.
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        Ok(attach(tun, tap))
+    });
+    opened.unwrap()
+}
 
 #[test]
 fn needs_root_redirect_is_made_and_undone() {
@@ -82,12 +97,12 @@ fn needs_root_a_tap_with_an_owner_is_for_that_user_alone() {
     let shown = sh(&format!("ip -n {} tuntap show", world.container));
     assert!(shown.contains(&format!(" user {user}")), "{shown}");
     let tap = &attachment.wires[0].tap;
-    let refused = Machine::open_as(&world.namespace(), tap, other).err();
+    let refused = open_as(&world.namespace(), tap, other).err();
     assert_eq!(
         refused.map(|error| error.kind()),
         Some(std::io::ErrorKind::PermissionDenied)
     );
-    drop(Machine::open_as(&world.namespace(), tap, user).unwrap());
+    drop(open_as(&world.namespace(), tap, user).unwrap());
     undo(&attachment).unwrap();
     assert_eq!(world.state(), before);
 }
@@ -102,7 +117,7 @@ fn needs_root_nobody_else_in_the_namespace_can_be_the_guest() {
     make(&world.namespace(), &attachment).unwrap();
     let namespace = world.namespace();
     let somebody = 65534;
-    let attached = Machine::open_as(&namespace, "b9fc_web-1", somebody);
+    let attached = open_as(&namespace, "b9fc_web-1", somebody);
     let refused = attached.err().and_then(|error| error.raw_os_error());
     assert_eq!(refused, Some(libc::EPERM));
     // Of one that belongs to nobody, anybody could be the guest.
@@ -110,7 +125,7 @@ fn needs_root_nobody_else_in_the_namespace_can_be_the_guest() {
     sh(&format!(
         "ip -n {name} tuntap add anybody_s mode tap vnet_hdr"
     ));
-    Machine::open_as(&namespace, "anybody_s", somebody).unwrap();
+    open_as(&namespace, "anybody_s", somebody).unwrap();
     Machine::open(&namespace, "b9fc_web-1");
 }
 

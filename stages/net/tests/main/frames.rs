@@ -1,14 +1,12 @@
 //! Frames as a guest could send them: what may pass and what may not, each with a word about itself. One list for the programs alone
 //! (`filter/tests.rs`) and for a TAP with its redirects (`spoofing.rs`).
-#![allow(dead_code, reason = "each of the two uses a part")]
 
 use std::net::Ipv6Addr;
 
-pub(crate) const V4: [u8; 4] = [192, 168, 1, 5];
+use super::packets::{OTHER, V4, frame, ipv4, udp};
+
 pub(crate) const V6: &str = "fd00::5";
 pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
-/// Nobody's.
-pub(crate) const OTHER: [u8; 6] = [0x02, 0x66, 0x66, 0x66, 0x66, 0x66];
 const FOREIGN: [u8; 4] = [192, 168, 1, 9];
 const TCP: [u8; 20] = [0; 20];
 const ARP: u16 = 0x0806;
@@ -18,14 +16,6 @@ const IPV6: u16 = 0x86dd;
 /// A frame, and what it is.
 pub(crate) type Named = (String, Vec<u8>);
 
-pub(crate) fn frame(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = to.to_vec();
-    frame.extend_from_slice(&from);
-    frame.extend_from_slice(&kind.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
 pub(crate) fn arp(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     let mut packet = vec![0, 1, 8, 0, 6, 4, 0, operation];
     packet.extend_from_slice(&mac);
@@ -33,36 +23,6 @@ pub(crate) fn arp(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4])
     packet.extend_from_slice(&[0; 6]);
     packet.extend_from_slice(&target);
     packet
-}
-
-/// Of `options` more words in the header, and with `offset` as flags and offset.
-pub(crate) fn ipv4(
-    from: [u8; 4],
-    protocol: u8,
-    options: u8,
-    offset: u16,
-    payload: &[u8],
-) -> Vec<u8> {
-    let length = (20 + usize::from(options) * 4 + payload.len()) as u16;
-    let mut packet = vec![0x45 + options, 0];
-    packet.extend_from_slice(&length.to_be_bytes());
-    packet.extend_from_slice(&[0, 0]);
-    packet.extend_from_slice(&offset.to_be_bytes());
-    packet.extend_from_slice(&[64, protocol, 0, 0]);
-    packet.extend_from_slice(&from);
-    packet.extend_from_slice(&[192, 168, 1, 1]);
-    packet.extend(std::iter::repeat_n(1, usize::from(options) * 4));
-    packet.extend_from_slice(payload);
-    packet
-}
-
-pub(crate) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
-    let mut datagram = from.to_be_bytes().to_vec();
-    datagram.extend_from_slice(&to.to_be_bytes());
-    datagram.extend_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
-    datagram.extend_from_slice(&[0, 0]);
-    datagram.extend_from_slice(payload);
-    datagram
 }
 
 pub(crate) fn ipv6(from: &str, next: u8, payload: &[u8]) -> Vec<u8> {

@@ -8,9 +8,17 @@
 )]
 
 mod attaching;
+mod bench;
+
+mod ear;
 mod frames;
-mod machine;
+mod judge;
 mod own;
+mod packets;
+mod sockets;
 mod spoofing;
+mod state;
 mod strangers;
+mod tap;
+mod unfinished;
 mod world;

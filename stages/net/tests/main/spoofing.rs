@@ -1,164 +1,19 @@
-//! Row 63 at the TAP: this test is the machine, and whatever it likes goes in. What comes out at the host's end of the veth pair
-//! is judged by a parser that knows nothing of the programs in the kernel.
+//! Row 63 at the TAP: this test is the machine, and whatever it likes goes in. What comes out at the host's end of the veth pair, and
+//! at another machine on the bridge, is judged by a parser that knows nothing of the programs in the kernel (`judge.rs`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 use dhcproto::{Decodable as _, Encodable as _};
-use fcpipe_net::{Attachment, Service, make, undo};
 
-use crate::frames::{self, Named, OTHER, V4, V6, arp, frame, ipv4, udp};
-use crate::machine::{Ear, Machine, is_chatter};
-use crate::world::{World, planned, skip};
-
-struct Bench {
-    world: World,
-    attachment: Attachment,
-    service: Service,
-    machine: Machine,
-    ear: Ear,
-    mac: [u8; 6],
-    bridge: [u8; 6],
-}
-
-impl Bench {
-    fn new() -> Bench {
-        let world = World::new();
-        // Nobody but the machine speaks: no link-local addresses, no reports of groups.
-        for (namespace, link) in [
-            (&world.host, "b9_br0"),
-            (&world.host, "b9_veth_h"),
-            (&world.container, "b9_veth_c"),
-        ] {
-            crate::world::sh(&format!(
-                "ip -n {namespace} link set {link} addrgenmode none
-                 ip -n {namespace} -6 addr flush dev {link} scope link"
-            ));
-        }
-        let attachment = planned(&world, "web-1").unwrap();
-        let namespace = world.namespace();
-        let attached = make(&namespace, &attachment).unwrap();
-        let dns = ["10.0.0.53".parse().unwrap()];
-        let service = Service::start(&namespace, &attachment, &attached, &dns).unwrap();
-        let bridge = crate::world::sh(&format!(
-            "ip netns exec {} cat /sys/class/net/b9_br0/address",
-            world.host
-        ));
-        let bridge: Vec<u8> = bridge
-            .trim()
-            .split(':')
-            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
-            .collect();
-        let ear = Ear::open(&world.host, "b9_veth_h");
-        let bridge: [u8; 6] = bridge.try_into().unwrap();
-        ear.all_from(bridge);
-        Bench {
-            machine: Machine::open(&namespace, "b9fc_web-1"),
-            ear,
-            mac: attachment.wires[0].mac,
-            bridge,
-            attachment,
-            service,
-            world,
-        }
-    }
-
-    fn end(self) {
-        drop(self.machine);
-        drop(self.service);
-        undo(&self.attachment).unwrap();
-        drop(self.world);
-    }
-}
-
-/// As a guest makes it of its MAC (RFC 4291, appendix A).
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
-    let group = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    let (one, two) = (group(a ^ 2, b), group(c, 0xff));
-    Ipv6Addr::new(0xfe80, 0, 0, 0, one, two, group(0xfe, d), group(e, f))
-}
-
-/// Good frames and bad ones.
-fn frames(mac: [u8; 6]) -> (Vec<Named>, Vec<Named>) {
-    let local = link_local(mac).to_string();
-    (frames::good(mac, &local), frames::bad(mac, &local))
-}
-
-/// What must never be heard, by a reading of its own. `None` is a frame of the guest's that may pass.
-fn offence(frame: &[u8], mac: [u8; 6]) -> Option<String> {
-    let at = |range: std::ops::Range<usize>| frame.get(range).unwrap_or_default();
-    if at(6..12) != mac {
-        return Some("another MAC".into());
-    }
-    let is_own6 = |bytes: &[u8]| {
-        let address: Option<[u8; 16]> = bytes.try_into().ok();
-        let own: Ipv6Addr = V6.parse().unwrap();
-        address.is_some_and(|bytes| bytes == own.octets() || bytes == link_local(mac).octets())
-    };
-    match at(12..14) {
-        [0x08, 0x06] => {
-            let sender = at(28..32);
-            let probe = sender == [0; 4] && at(20..22) == [0, 1] && at(38..42) == V4;
-            (at(22..28) != mac || (sender != V4 && !probe)).then(|| "another ARP sender".into())
-        }
-        [0x08, 0x00] => {
-            let header = usize::from(at(14..15)[0] & 15) * 4;
-            let ports = at(14 + header..14 + header + 4);
-            let kind = at(14 + header..14 + header + 1);
-            let first = u16::from_be_bytes([at(20..21)[0], at(21..22)[0]]) & 0x1fff == 0;
-            match at(23..24) {
-                _ if at(26..30) != V4 => Some("another IPv4 source".into()),
-                [17] if first => {
-                    let to = u16::from_be_bytes([ports[2], ports[3]]);
-                    [67, 68].contains(&to).then(|| "DHCP".into())
-                }
-                [1] if first => matches!(kind, [5 | 9]).then(|| "a router's ICMP".into()),
-                [2] if first => matches!(kind, [0x11 | 0x30]).then(|| "a router's IGMP".into()),
-                _ => None,
-            }
-        }
-        [0x86, 0xdd] => {
-            let (source, next) = (at(22..38), at(20..21)[0]);
-            // All headers that hide something, followed to the end.
-            let mut kind = next;
-            let mut offset = 54;
-            while [0, 43, 44, 60, 51, 135].contains(&kind) {
-                let head = at(offset..offset + 2);
-                let [following, units] = head else { break };
-                let length = match kind {
-                    44 => 8,
-                    51 => (usize::from(*units) + 2) * 4,
-                    _ => (usize::from(*units) + 1) * 8,
-                };
-                if kind == 44 && at(offset + 2..offset + 4) != [0, 0] {
-                    return (!is_own6(source)).then(|| "another IPv6 source".into());
-                }
-                kind = *following;
-                offset += length;
-            }
-            let message = at(offset..offset + 1);
-            let target = at(offset + 8..offset + 24);
-            match (kind, message) {
-                (58, [130 | 134 | 137 | 138]) => Some("a router's message".into()),
-                (58, [136]) if !is_own6(target) => Some("another's advertisement".into()),
-                (17, _)
-                    if [[2, 34], [2, 35]]
-                        .iter()
-                        .any(|p| at(offset + 2..offset + 4) == *p) =>
-                {
-                    Some("DHCPv6".into())
-                }
-                (58, [135]) if source == [0; 16] => {
-                    (!is_own6(target)).then(|| "detection of another's address".into())
-                }
-                (58, [131 | 132 | 143]) if source == [0; 16] => None,
-                _ => (!is_own6(source)).then(|| "another IPv6 source".into()),
-            }
-        }
-        kind => Some(format!("a frame of kind {kind:02x?}")),
-    }
-}
+use crate::bench::Bench;
+use crate::ear::is_chatter;
+use crate::frames::arp;
+use crate::judge::{frames, offence};
+use crate::packets::{OTHER, V4, frame, ipv4, udp};
+use crate::tap::Header;
+use crate::world::skip;
 
 #[test]
 fn needs_root_row_63_what_a_malicious_guest_sends_reaches_nobody() {
@@ -222,6 +77,7 @@ fn needs_root_row_63_random_frames() {
         (seed >> 33) as usize % below
     };
     let bench = Bench::new();
+    let neighbour = bench.neighbour();
     let (good, bad) = frames(bench.mac);
     let seeds: Vec<Vec<u8>> = good.into_iter().chain(bad).map(|named| named.1).collect();
     let (mut heard, mut offences) = (0, Vec::new());
@@ -235,9 +91,19 @@ fn needs_root_row_63_random_frames() {
         if random(8) == 0 {
             frame.truncate(14 + random(frame.len() - 13));
         }
-        bench.machine.send(&frame);
+        let mut header = Header::default();
+        if random(3) == 0 {
+            header.unfinished(random(80), random(24));
+        }
+        if random(8) == 0 {
+            header.segments([1, 3, 4, 5][random(4)], random(64));
+        }
+        bench.machine.send_with(&header, &frame);
         if number % 64 == 63 {
-            for frame in bench.ear.drain(bench.bridge) {
+            let mut out = bench.ear.drain(bench.bridge);
+            let got = std::iter::from_fn(|| neighbour.receive());
+            out.extend(got.filter(|frame| frame[6..12] != bench.bridge));
+            for frame in out {
                 heard += 1;
                 offences.extend(offence(&frame, bench.mac).map(|what| (what, frame)));
             }

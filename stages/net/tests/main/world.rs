@@ -1,5 +1,4 @@
 //! A platform's namespace as a container would get it, under a name of the test's own.
-#![allow(dead_code, reason = "the measuring example uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +6,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fcpipe_net::{Attachment, Mark, Mode, Namespace, NetError, Wanted, plan};
 
-pub(crate) const NOBODY: &(dyn Fn(&str) -> bool + Sync) = &|_| false;
 pub(crate) const EVERYBODY: &(dyn Fn(&str) -> bool + Sync) = &|_| true;
 
 /// True, and says why, where namespaces can't be made. A failure under `CI=true`.
@@ -72,18 +70,6 @@ impl World {
 
     pub(crate) fn namespace(&self) -> Namespace {
         Namespace::open(&self.path()).unwrap()
-    }
-
-    /// Everything about the container's namespace that a launch could leave changed.
-    pub(crate) fn state(&self) -> String {
-        let name = &self.container;
-        sh(&format!(
-            "ip -n {name} -d link show | sed 's/ qlen .*//'; ip -n {name} addr show scope global
-             ip -n {name} route show; ip -n {name} -6 route show | grep -v fe80
-             ip -n {name} neigh show nud permanent
-             tc -n {name} qdisc show; tc -n {name} filter show dev b9_veth_c ingress
-             ip netns exec {name} nft list ruleset 2>/dev/null || true"
-        ))
     }
 }
 

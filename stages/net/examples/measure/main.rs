@@ -6,28 +6,33 @@
 //! without the system call that a TAP takes for each frame, and then a TAP with it:
 //!
 //! - to the guest: the TAP is there and open, and nobody reads it; so a frame's way ends at its queue, which is full.
-//! - from the guest: the same program, redirect and last filter hang at the sending end of a bridge without ports, in the TAP's place.
+//! - from the guest: the guard, redirect and last filter hang at the sending end of a bridge without ports, in the TAP's place. What a guest
+//!   leaves unfinished is judged at a TAP alone, where it can be left.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "an example for people to run by hand, which speaks to them and fails by a panic"
 )]
 
-#[path = "../tests/main/frames.rs"]
-mod frames;
-#[path = "../tests/main/machine.rs"]
-mod machine;
-#[path = "../tests/main/world.rs"]
+#[path = "../../tests/main/packets.rs"]
+mod packets;
+mod sender;
+#[path = "../../tests/main/sockets.rs"]
+mod sockets;
+#[path = "../../tests/main/tap.rs"]
+mod tap;
+#[path = "../../tests/main/world.rs"]
 mod world;
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use fcpipe_net::filter::{Guest, from_guest};
-use fcpipe_net::{Wire, make, undo};
-use machine::{Machine, Sender};
+use fcpipe_net::{Wanted, Wire, make, plan, undo};
+use sender::Sender;
 use serde_json::{Value, json};
-use world::{World, planned, sh};
+use tap::{Header, Machine};
+use world::{EVERYBODY, World, planned, sh, wanted};
 
 const ROUNDS: usize = 200;
 /// Between two rounds: what the kernel does behind a teardown is over by then.
@@ -37,6 +42,9 @@ const MANY_ROUNDS: usize = 5;
 const FRAMES: Duration = Duration::from_millis(700);
 /// Ways alternate, so that a change of the host's speed meets all of them.
 const TURNS: usize = 5;
+
+/// The checksum of UDP over IPv4 without options.
+const UNFINISHED: Header = Header([1, 0, 0, 0, 0, 0, 34, 0, 6, 0]);
 
 fn main() {
     if world::skip() {
@@ -153,10 +161,10 @@ fn small_frames() -> Value {
     let read_namespace = read.namespace();
     make(&read_namespace, &read_attachment).unwrap();
 
-    let payload = frames::udp(9, 9, &[0; 58]);
-    let packet = frames::ipv4(frames::V4, 17, 0, 0, &payload);
+    let payload = packets::udp(9, 9, &[0; 58]);
+    let packet = packets::ipv4(packets::V4, 17, 0, 0, &payload);
     // To nobody on the bridge: what the stacks would do with it is no part of the way.
-    let frame = |from: [u8; 6]| frames::frame(frames::OTHER, from, 0x0800, &packet);
+    let frame = |from: [u8; 6]| packets::frame(packets::OTHER, from, 0x0800, &packet);
     let own = planned(&plain, "bench").unwrap().wires[0].mac;
     let counted = |world: &World, host: bool, link: &str, counters: &[&str]| -> u64 {
         let namespace = if host { &world.host } else { &world.container };
@@ -168,14 +176,27 @@ fn small_frames() -> Value {
         text.lines().map(|line| line.parse::<u64>().unwrap()).sum()
     };
 
-    let from_host = Sender::open(&plain.host, "b9_veth_h", &frame(frames::OTHER));
-    let to_redirect = Sender::open(&redirected.host, "b9_veth_h", &frame(frames::OTHER));
-    let to_reader = Sender::open(&read.host, "b9_veth_h", &frame(frames::OTHER));
+    let from_host = Sender::open(&plain.host, "b9_veth_h", &frame(packets::OTHER));
+    let to_redirect = Sender::open(&redirected.host, "b9_veth_h", &frame(packets::OTHER));
+    let to_reader = Sender::open(&read.host, "b9_veth_h", &frame(packets::OTHER));
     let from_container = Sender::open(&plain.container, "b9_veth_c", &frame(own));
     let from_stand_in = Sender::open(&redirected.container, in_the_tap_s_place, &frame(wire.mac));
     let _open = Machine::open(&namespace, &wire.tap);
     let reader = Machine::open(&read_namespace, &wire.tap);
     let written = frame(read_attachment.wires[0].mac);
+    let unguarded = World::new();
+    let not_judged = Wanted {
+        antispoof: false,
+        ..wanted("bench")
+    };
+    let unguarded_namespace = unguarded.namespace();
+    let unguarded_attachment = plan(&unguarded_namespace, &not_judged, EVERYBODY).unwrap();
+    make(&unguarded_namespace, &unguarded_attachment).unwrap();
+    let writer = Machine::open(&unguarded_namespace, &wire.tap);
+    let to_tap = |machine: &Machine, header: &Header| {
+        (0..Sender::FRAMES).for_each(|_| machine.send_with(header, &written));
+        Sender::FRAMES
+    };
     let arrived = |world| move || counted(world, true, "b9_veth_h", &["rx_packets"]);
     let mut to_guest = [
         Way {
@@ -212,17 +233,26 @@ fn small_frames() -> Value {
             rates: vec![],
         },
         Way {
-            what: "judged and redirected, without a TAP",
+            what: "judged by the guard and redirected, without a TAP",
             send: Box::new(|| from_stand_in.send()),
             count: Box::new(arrived(&redirected)),
             rates: vec![],
         },
         Way {
-            what: "written to the TAP, a system call for each, judged and redirected",
-            send: Box::new(|| {
-                (0..Sender::FRAMES).for_each(|_| reader.send(&written));
-                Sender::FRAMES
-            }),
+            what: "written to a TAP, a system call for each, redirected and not judged (antispoof: off)",
+            send: Box::new(|| to_tap(&writer, &Header::default())),
+            count: Box::new(arrived(&unguarded)),
+            rates: vec![],
+        },
+        Way {
+            what: "the same, judged by all",
+            send: Box::new(|| to_tap(&reader, &Header::default())),
+            count: Box::new(arrived(&read)),
+            rates: vec![],
+        },
+        Way {
+            what: "the same, with a checksum left unfinished",
+            send: Box::new(|| to_tap(&reader, &UNFINISHED)),
             count: Box::new(arrived(&read)),
             rates: vec![],
         },
@@ -247,6 +277,7 @@ fn small_frames() -> Value {
     });
     undo(&attachment).unwrap();
     undo(&read_attachment).unwrap();
+    undo(&unguarded_attachment).unwrap();
     figures
 }
 
