@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::time::{Duration, SystemTime};
 
+use fcpipe_disk::CloneAnswer;
 use fcpipe_engine::{Cx, Digest, Failure, Key, Lease, Object};
 use fcpipe_ext4::{Change, Imprint, LayoutError, Near, Options};
 use fcpipe_tree::Composed;
@@ -47,6 +48,11 @@ pub(crate) struct Nearby {
     pub(crate) far: bool,
 }
 
+/// Half of an image costs as much as all of it, and is worth less. In a clone also each changed file, however small, becomes an
+/// extent of its own, and once more in each private disk: on XFS that costs as much as so many blocks of a new image.
+const EXTENT: u64 = 20;
+/// Files that are too few for that to count.
+const SCATTERED: u64 = 1000;
 /// Blocks of changed files up to which a base is as good as new: 16 MiB are copied in a few ms.
 const BLOCKS: u64 = 4096;
 const FILES: u64 = 2000;
@@ -84,11 +90,12 @@ impl Lineage {
 }
 
 impl Found {
-    /// Lays a tree out near the base, if it is near enough.
+    /// Lays a tree out near the base, if it is near enough. `clones`: whether the image will be a clone of the base.
     pub(crate) fn lay_out(
         self,
         composed: &Composed,
         options: &Options,
+        clones: &dyn Fn() -> bool,
     ) -> Result<Option<Nearby>, LayoutError> {
         let Found {
             base,
@@ -101,8 +108,8 @@ impl Found {
             Near::Changed(change) => change,
             Near::Far(_) => return Ok(None),
         };
-        // Half of an image costs as much as all of it, and is worth less.
-        if change.file_blocks * 2 > change.layout.blocks_used {
+        let written = (change.file_blocks, change.files);
+        if !pays(written, change.layout.blocks_used, clones) {
             return Ok(None);
         }
         let made = SystemTime::UNIX_EPOCH + Duration::from_secs(made);
@@ -111,6 +118,21 @@ impl Found {
             old || change.file_blocks > BLOCKS || change.files > FILES || change.holes > HOLES;
         Ok(Some(Nearby { base, change, far }))
     }
+}
+
+/// Whether writing so many blocks of so many files costs less than an image that uses `used` blocks.
+fn pays((blocks, files): (u64, u64), used: u64, clones: &dyn Fn() -> bool) -> bool {
+    let scattered = || files > SCATTERED && files * EXTENT > used && clones();
+    blocks * 2 <= used && !scattered()
+}
+
+/// Whether an image that is near another will be a clone of it.
+pub(crate) fn clones(cx: &Cx) -> bool {
+    let store = cx.store().root();
+    matches!(
+        fcpipe_disk::can_clone(store, store),
+        CloneAnswer::Yes { .. }
+    )
 }
 
 /// A file of a known length, read into memory that is not touched before.
@@ -129,4 +151,25 @@ pub(crate) fn share(cx: &Cx, base: &Base, file: &File) -> Result<bool, Failure> 
             error,
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_small_files_pay_in_a_disk_of_changes_and_not_in_a_clone() {
+        let pays = |written, clones| pays(written, 160_000, &|| clones);
+        assert!(pays((10_000, 10_000), false));
+        assert!(!pays((10_000, 10_000), true));
+        assert!(pays((7_000, 7_000), true));
+        // Few large ones are few extents.
+        assert!(pays((70_000, 10), true));
+        assert!(!pays((90_000, 10), false));
+    }
+
+    #[test]
+    fn a_small_image_may_be_scattered_as_it_costs_little() {
+        assert!(super::pays((500, 500), 2_000, &|| panic!("not asked")));
+    }
 }

@@ -205,7 +205,7 @@ impl PlanImage {
             });
         }
         if let Some(base) = base
-            && let Some(near) = base.lay_out(composed, options)?
+            && let Some(near) = base.lay_out(composed, options, &|| near::clones(cx))?
         {
             return Ok(Shape::Near(near));
         }
