@@ -1,11 +1,13 @@
 //! SIGKILL at random moments: nothing of the network is left after the next command, and the host never notices.
 
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
-use super::platform::{Platform, assert_same, bundle, sh, skip_without_namespaces};
+use super::platform::{Platform, assert_same, bundle, skip_without_namespaces};
 use crate::world::{Leftovers, World, assert_code, machine_program, skip_without_machine};
 
 /// How many launches are killed: a tenth of the soak's number in an ordinary test.
@@ -88,6 +90,54 @@ fn qemu_needs_root_row_50_of_a_killed_launch_no_network_is_left() {
     }
 }
 
+/// What a launch's journal says so far.
+struct Journal(PathBuf);
+
+impl Journal {
+    fn lines(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+        let lines = text.lines().filter_map(|l| serde_json::from_str(l).ok());
+        lines.collect()
+    }
+
+    /// The number of what was about to be made for a node.
+    fn made(&self, node: &str) -> Option<u64> {
+        let lines = self.lines();
+        let made = lines.iter().map(|line| &line["made"]);
+        let mut made = made.filter(|made| made["node"] == node);
+        made.next()?["seq"].as_u64()
+    }
+
+    fn undone(&self, node: &str) -> bool {
+        let Some(number) = self.made(node) else {
+            return false;
+        };
+        self.lines().iter().any(|line| line["undone"] == number)
+    }
+}
+
+/// Between two looks at a journal.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// When it is so, to the next look.
+fn moment(what: &str, so: impl Fn() -> bool) -> Instant {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !so() {
+        assert!(Instant::now() < deadline, "not in two minutes: {what}");
+        std::thread::sleep(LOOK);
+    }
+    Instant::now()
+}
+
+/// A launch's supervisor is the child of the program that was started.
+fn supervisor(run: &Child) -> Option<u32> {
+    let id = run.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+    children.ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// The TAP is made when the journal has the line about it and before it has the one about the machine, which waits for it; and it is taken
+/// away between the first undoing, the boot's, and its own. How long both take is measured first, and launches are killed that long after those lines.
 #[test]
 fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
     if skip_without_machine() || skip_without_namespaces() {
@@ -96,16 +146,16 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
     let world = World::new();
     let platform = Platform::new();
     let (host, inside) = (platform.host_state(), platform.container_state(0));
-    let name = &platform.containers[0];
     let mut seed = seed();
     println!("seed {seed} (FCPIPE_SEED repeats it)");
-    let mut random = move |below: u64| {
+    let mut random = move |below: Duration| {
         seed = seed
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) % below
+        below.mul_f64((seed >> 33) as f64 / (1_u64 << 31) as f64)
     };
     let launch = bundle(&world, &platform.path(0), &["true"], &[]);
+    let journal = Journal(world.path("state/web-1/journal"));
     let run = || {
         let mut run = world.with_kernel();
         run.args(["--progress", "quiet", "run", "--id", "web-1"])
@@ -114,33 +164,52 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
             .stderr(Stdio::null());
         run.spawn().unwrap()
     };
-    // How long it takes until there is a TAP, and until it is gone again.
-    let begun = Instant::now();
-    let mut first = run();
-    let there = || sh(&format!("ip -n {name} link show")).contains("b9fc_web-1");
-    eventually("there is a TAP", there);
-    let set_up = begun.elapsed().as_micros() as u64;
-    eventually("the TAP is gone", || !there());
-    let whole = begun.elapsed().as_micros() as u64;
-    assert!(first.wait().unwrap().success());
+    let set_up_begins = || moment("the TAP is begun", || journal.made("tap").is_some());
+    let teardown_begins = || moment("the end begins", || journal.undone("boot"));
+    // The first makes an image besides, so the second is measured.
+    assert!(run().wait().unwrap().success());
+    let mut measured = run();
+    let begun = set_up_begins();
+    let set_up = moment("the machine is begun", || journal.made("machine").is_some()) - begun;
+    let ending = teardown_begins();
+    let over = || journal.undone("tap") || journal.lines().is_empty();
+    let teardown = moment("the TAP is undone", over) - ending;
+    assert!(measured.wait().unwrap().success());
     assert_same(&platform.container_state(0), &inside, "");
+    println!("set-up {set_up:?}, teardown {teardown:?}");
 
     let mut caught = 0;
     for number in 0..kills() {
         let mut child = run();
-        let moment = match number % 2 {
-            0 => random(set_up * 2),
-            _ => whole - random(whole / 20),
+        let (what, delay) = if number % 2 == 0 {
+            set_up_begins();
+            ("set-up", random(set_up * 2))
+        } else {
+            teardown_begins();
+            // Most of it is one wait in the kernel, which a kill does not end: what can be cut short is at the beginning.
+            let soon = random(teardown);
+            let soon = random(soon);
+            ("teardown", random(soon))
         };
-        std::thread::sleep(Duration::from_micros(moment));
-        kill(&world.process_ids("fcpipe"));
+        let supervisor = supervisor(&child);
+        std::thread::sleep(delay);
+        kill(&Vec::from_iter(supervisor));
         let _ = child.kill();
         let _ = child.wait();
-        let context = format!("kill {number} after {moment} µs");
+        let context = format!("kill {number}, {delay:?} after the beginning of {what}");
         eventually("all is over", || {
             machines(&world) == 0 && world.process_ids("fcpipe").is_empty()
         });
-        caught += u32::from(platform.container_state(0) != inside);
+        let met = platform.container_state(0) != inside;
+        println!(
+            "{context}: {}",
+            if met {
+                "something to clean up"
+            } else {
+                "nothing"
+            }
+        );
+        caught += u32::from(met);
         clean_up(&world);
         assert_same(&platform.container_state(0), &inside, &context);
         assert_same(&platform.host_state(), &host, &context);
