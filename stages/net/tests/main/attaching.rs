@@ -212,6 +212,8 @@ fn needs_root_a_namespace_that_is_gone_needs_no_undo() {
     let attachment = planned(&world, "web-1").unwrap();
     make(&world.namespace(), &attachment).unwrap();
     let name = &world.container;
+    // As a launch does: the number of a namespace that has ended can be another's.
+    let held = world.namespace();
     sh(&format!("ip netns del {name}"));
     undo(&attachment).unwrap();
     // Another one under the same name is none of ours.
@@ -219,6 +221,7 @@ fn needs_root_a_namespace_that_is_gone_needs_no_undo() {
     undo(&attachment).unwrap();
     let other = make(&world.namespace(), &attachment);
     assert!(matches!(other, Err(NetError::Replaced { .. })), "{other:?}");
+    drop(held);
 }
 
 #[test]
