@@ -79,19 +79,12 @@ fn row_33_50_qemu_sigkill_of_any_part_at_random_moments_leaves_nothing_after_the
             wait_for_end(&world, &context);
         }
         let status = child.wait().unwrap();
-        let ps = command_output(&world, &["--format", "json", "ps"]);
-        match ps.lines().next() {
-            None => {}
-            Some(line) => {
-                assert!(detached, "{context}: {status}: {line}");
-                let state: serde_json::Value = serde_json::from_str(line).unwrap();
-                let running = state["status"] != "stopped";
-                assert_eq!(running, alive(&world), "{context}: {line}");
-                if running {
-                    let pid = state["pid"].as_u64();
-                    let there = |pid| std::path::Path::new(&format!("/proc/{pid}")).exists();
-                    assert!(pid.is_none_or(there), "{context}: {line}");
-                }
+        if let Some(state) = told_in_the_end(&world, &context) {
+            assert!(detached, "{context}: {status}: {state}");
+            if state["status"] != "stopped" {
+                let pid = state["pid"].as_u64();
+                let there = |pid| std::path::Path::new(&format!("/proc/{pid}")).exists();
+                assert!(pid.is_none_or(there), "{context}: {state}");
             }
         }
         command_output(&world, &["delete", "--force", "victim"]);
@@ -102,6 +95,22 @@ fn row_33_50_qemu_sigkill_of_any_part_at_random_moments_leaves_nothing_after_the
     let script = world.run_script("echo fine");
     assert_code(&script, 0);
     assert_eq!(script.stdout, b"fine\n");
+}
+
+/// What `ps` tells of the launch, once that is what is: one that is just ending may be gone before its state is looked at.
+fn told_in_the_end(world: &World, context: &str) -> Option<serde_json::Value> {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let ps = command_output(world, &["--format", "json", "ps"]);
+        let state = ps.lines().next();
+        let state = state.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let runs = state.as_ref().is_some_and(|s| s["status"] != "stopped");
+        if runs == alive(world) {
+            return state;
+        }
+        assert!(Instant::now() < end, "{context}: {ps}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Kills it, if it is there.
