@@ -178,20 +178,27 @@ fn remove_dir(dir: &Path) -> Result<(), CgroupError> {
     loop {
         match fs::remove_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // EBUSY has no stable name in the standard library.
-            Err(e)
-                if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
-                    && Instant::now() < end =>
-            {
+            // Somebody else's group in it stays, and so does this one: the kernel calls both that and a process on its way out busy.
+            // (EBUSY has no stable name in the standard library.)
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                if has_groups(dir) {
+                    return Ok(());
+                }
+                if Instant::now() >= end {
+                    return Err(failed("cannot be removed", dir)(e));
+                }
                 std::thread::sleep(STEP);
-            }
-            // Somebody else's group in it stays, and so does this one.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOTEMPTY.raw_os_error()) => {
-                return Ok(());
             }
             removed => return removed.map_err(failed("cannot be removed", dir)),
         }
     }
+}
+
+/// Whether there are groups in this one.
+fn has_groups(dir: &Path) -> bool {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut kinds = entries.filter_map(|entry| entry.file_type().ok());
+    kinds.any(|kind| kind.is_dir())
 }
 
 /// Kills every process in these groups, and waits for their ends. A group that is not there has none.

@@ -54,6 +54,33 @@ fn root_groups_are_made_with_their_limits_entered_emptied_and_taken_away() {
     plan.remove().unwrap();
 }
 
+/// `cgroupsPath` of two launches below one directory that neither has found there.
+#[test]
+fn root_a_group_that_another_launch_has_made_one_in_stays() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let top = format!("/fcpipe-test-{}", std::process::id());
+    let at = |name: &str| CgroupPlan::at(Path::new(&format!("{top}/{name}"))).unwrap();
+    // Both before either is made.
+    let (first, second) = (at("a"), at("b"));
+    if first.groups.is_empty() {
+        println!("skipped: no control groups are mounted");
+        return;
+    }
+    assert_eq!(first.made.len(), 2 * first.groups.len());
+    first.make(&CgroupLimits::default()).unwrap();
+    second.make(&CgroupLimits::default()).unwrap();
+    first.remove().unwrap();
+    assert!(first.groups.iter().all(|group| !group.exists()));
+    assert!(second.groups.iter().all(|group| group.exists()));
+    first.remove().unwrap();
+    // Whoever is the last takes the directory away.
+    second.remove().unwrap();
+    assert!(second.made.iter().all(|dir| !dir.exists()));
+}
+
 #[test]
 fn a_group_of_the_spec_s_own_leaves_what_was_there() {
     let plan = CgroupPlan::at(Path::new("/fcpipe-none/a")).unwrap();
