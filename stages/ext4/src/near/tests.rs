@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fcpipe_tree::{ContentId, NodeId, Tree};
+use fcpipe_tree::{ContentId, NodeId};
 use fcpipe_treegen::{
-    Content as Bytes, Expect, Kind as ModelKind, Limits, Model, Rng, count, generate, seed,
+    Content as Bytes, Expect, Inode, Kind as ModelKind, Limits, Model, Rng, count, generate, seed,
 };
 
 use super::*;
@@ -113,12 +113,25 @@ struct Made {
     imprint: Vec<u8>,
 }
 
-fn cold(dir: &Path, name: &str, files: &Files<'_>, tree: &Tree, options: &Options) -> Made {
+impl Made {
+    fn moved_to(self, path: &Path) -> Made {
+        std::fs::rename(&self.path, path).expect("renamed");
+        Made {
+            path: path.to_owned(),
+            ..self
+        }
+    }
+}
+
+/// Laid out from nothing.
+fn cold(dir: &Path, model: &Model, options: &Options) -> Made {
+    let (tree, order) = model.tree();
+    let files = Files { model, order };
     let contents = |node| Some(files.id(node));
-    let (layout, imprint) = layout_with_imprint(tree, options, &contents).expect("a layout");
-    let path = dir.join(name);
+    let (layout, imprint) = layout_with_imprint(&tree, options, &contents).expect("a layout");
+    let path = dir.join("base");
     let file = File::create(&path).expect("created");
-    crate::copy::write_from(&layout.map, files, &file, &CopyOptions::default(), &Silent)
+    crate::copy::write_from(&layout.map, &files, &file, &CopyOptions::default(), &Silent)
         .expect("written");
     Made { path, imprint }
 }
@@ -178,6 +191,61 @@ fn same_bytes(a: &Path, b: &Path) -> bool {
     digest(a) == digest(b)
 }
 
+/// The image of `model` near `base`, in both ways, compared with each other and with the model through the kernel; `None` where it
+/// is too far.
+fn near_image(
+    dir: &Path,
+    base: &Made,
+    model: &Model,
+    options: &Options,
+    what: &str,
+) -> Option<Made> {
+    let (tree, order) = model.tree();
+    let files = Files { model, order };
+    let contents = |node| Some(files.id(node));
+    let imprint = Imprint::new(base.imprint.clone()).expect("an imprint");
+    let change = match layout_near(&tree, options, &imprint, &contents, true) {
+        Ok(Near::Changed(change)) => change,
+        Ok(Near::Far(_)) => return None,
+        Err(error) => panic!("{what}: {error}"),
+    };
+    let path = dir.join("near");
+    let from = File::open(&base.path).expect("the base");
+    let before = crate::digest_file(&from, None).expect("readable");
+    copy(&base.path, &path);
+    let target = File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .expect("the copy");
+    let map = &change.layout.map;
+    let copying = CopyOptions::default();
+    patch_from(map, &files, &from, &target, &copying, &Silent)
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    drop(target);
+    let cow = dir.join("cow");
+    let target = File::create(&cow).expect("created");
+    let patched = cow_from(map, &files, &from, &target, &copying, &Silent)
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    let joined = dir.join("joined");
+    let moved = join(&base.path, &cow, &joined);
+    assert_eq!(moved.len() as u64, patched.blocks, "{what}");
+    assert!(
+        target.metadata().expect("there").len() <= cow_size(map.blocks),
+        "{what}"
+    );
+    assert!(same_bytes(&path, &joined), "{what}: the two ways differ");
+    assert_eq!(
+        crate::digest_file(&from, None).expect("readable"),
+        before,
+        "{what}"
+    );
+    assert_clean(&path);
+    compare(&path, model, what);
+    let imprint = change.imprint.clone().expect("asked for");
+    Some(Made { path, imprint })
+}
+
 /// A sequence of edits. `chain`: each image is near the one before it, otherwise all are near the first.
 fn sequence(seed: u64, edits: u64, chain: bool) -> (u64, u64) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -188,90 +256,45 @@ fn sequence(seed: u64, edits: u64, chain: bool) -> (u64, u64) {
         ..Options::default()
     };
     let mut model = generate(seed, &limits());
-    let (tree, order) = model.tree();
-    let files = Files {
-        model: &model,
-        order,
-    };
-    let mut base = cold(dir.path(), "base", &files, &tree, &options);
+    let mut base = cold(dir.path(), &model, &options);
     let (mut near, mut far) = (0, 0);
     for edit in 0..edits {
         let done = model.edit(rng.number(), &limits());
         let what = format!("FCPIPE_SEED={seed}, edit {edit}: {done}");
-        let (tree, order) = model.tree();
-        let files = Files {
-            model: &model,
-            order,
-        };
-        let contents = |node| Some(files.id(node));
-        let imprint = Imprint::new(base.imprint.clone()).expect("an imprint");
-        let image = dir.path().join(format!("{edit}"));
-        let change = match layout_near(&tree, &options, &imprint, &contents, true) {
-            Ok(Near::Changed(change)) => change,
-            Ok(Near::Far(_)) => {
-                far += 1;
-                base = cold(dir.path(), &format!("{edit}-cold"), &files, &tree, &options);
-                continue;
-            }
-            Err(error) => panic!("{what}: {error}"),
+        let Some(made) = near_image(dir.path(), &base, &model, &options, &what) else {
+            far += 1;
+            base = cold(dir.path(), &model, &options);
+            continue;
         };
         near += 1;
-        let from = File::open(&base.path).expect("the base");
-        let before = crate::digest_file(&from, None).expect("readable");
-        copy(&base.path, &image);
-        let target = File::options()
-            .read(true)
-            .write(true)
-            .open(&image)
-            .expect("the copy");
-        let map = &change.layout.map;
-        patch_from(
-            map,
-            &files,
-            &from,
-            &target,
-            &CopyOptions::default(),
-            &Silent,
-        )
-        .unwrap_or_else(|error| panic!("{what}: {error}"));
-        drop(target);
-        let cow = dir.path().join("cow");
-        let target = File::create(&cow).expect("created");
-        let patched = cow_from(
-            map,
-            &files,
-            &from,
-            &target,
-            &CopyOptions::default(),
-            &Silent,
-        )
-        .unwrap_or_else(|error| panic!("{what}: {error}"));
-        let joined = dir.path().join("joined");
-        let moved = join(&base.path, &cow, &joined);
-        assert_eq!(moved.len() as u64, patched.blocks, "{what}");
-        assert!(
-            target.metadata().expect("there").len() <= cow_size(map.blocks),
-            "{what}"
-        );
-        assert!(same_bytes(&image, &joined), "{what}: the two ways differ");
-        assert_eq!(
-            crate::digest_file(&from, None).expect("readable"),
-            before,
-            "{what}"
-        );
-        assert_clean(&image);
-        compare(&image, &model, &what);
-        let imprint = change.imprint.clone().expect("asked for");
         if chain || rng.one_in(10) {
-            base = Made {
-                path: image,
-                imprint,
-            };
-        } else {
-            std::fs::remove_file(image).expect("removed");
+            base = made.moved_to(&dir.path().join("base"));
         }
     }
     (near, far)
+}
+
+/// 1,024 inodes share a block of attributes. When one of them goes the first of the next block takes its place, and nothing else
+/// of it changes.
+#[test]
+fn needs_root_a_file_whose_block_of_attributes_is_another_is_written_again() {
+    if !has_root("images near others through the kernel") {
+        return;
+    }
+    let files = |from: usize| {
+        let mut model = Model::new();
+        for number in from..1030 {
+            let mut file = Inode::new(ModelKind::File(Bytes::plain(1, 1)));
+            file.xattrs.insert(b"user.note".to_vec(), vec![b'n'; 300]);
+            model.add(Model::ROOT, format!("{number:04}").as_bytes(), file);
+        }
+        model
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options::default();
+    let base = cold(dir.path(), &files(0), &options);
+    let near = near_image(dir.path(), &base, &files(1), &options, "one file less");
+    assert!(near.is_some(), "too far");
 }
 
 #[test]
