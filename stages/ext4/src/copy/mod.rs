@@ -143,6 +143,8 @@ pub fn write_image(
 /// What the threads of one copy share.
 struct Shared<'a, S> {
     map: &'a ImageMap,
+    /// No piece has more blocks.
+    piece: usize,
     sources: &'a S,
     sink: &'a dyn Sink,
     progress: &'a dyn Progress,
@@ -209,8 +211,11 @@ fn move_all<S: Sources>(
     options: &CopyOptions,
     progress: &dyn Progress,
 ) -> Result<CopyReport, CopyError> {
-    let threads = threads(options, map);
+    let blocks: u64 = map.extents.iter().map(|e| u64::from(e.blocks)).sum();
+    let threads = threads(options, blocks);
     let shared = Shared {
+        // A few blocks are not worth a large page.
+        piece: blocks.clamp(1, plan::PIECE.into()) as usize,
         map,
         sources,
         sink,
@@ -251,14 +256,13 @@ fn move_all<S: Sources>(
     })
 }
 
-fn threads(options: &CopyOptions, map: &ImageMap) -> usize {
+fn threads(options: &CopyOptions, blocks: u64) -> usize {
     let processors = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let wanted = options
         .threads
         .unwrap_or_else(|| CopyOptions::threads_on(processors()))
         .get();
     // No more of them than pieces, and few enough for 64 open files.
-    let blocks: u64 = map.extents.iter().map(|e| u64::from(e.blocks)).sum();
     let pieces = blocks / u64::from(plan::PIECE) + 1;
     wanted.min(8).min(pieces as usize)
 }

@@ -8,7 +8,6 @@ use fcpipe_tree::NodeId;
 use rustix::io::Errno;
 
 use super::buffer::Buffer;
-use super::plan::PIECE;
 use super::source::{Reader, Sources};
 use super::{CopyError, Moved, Shared, sys};
 use crate::map::{BLOCK_SIZE, MapExtent, Origin};
@@ -21,7 +20,7 @@ pub(super) fn run<S: Sources>(shared: &Shared<'_, S>) {
 }
 
 fn pieces<S: Sources>(shared: &Shared<'_, S>) -> Result<(), CopyError> {
-    let mut buffer = Buffer::new(PIECE as usize * BLOCK_SIZE as usize)
+    let mut buffer = Buffer::new(shared.piece * BLOCK_SIZE as usize)
         .map_err(|source| CopyError::Memory { source })?;
     let mut reader = shared.sources.reader();
     let mut piece = Vec::new();
