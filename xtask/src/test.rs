@@ -106,9 +106,11 @@ pub(crate) fn soak(area: &str) -> Result<()> {
                 ("FCPIPE_SOAK_RUNS", "100"),
                 ("FCPIPE_SOAK_BYTES", "1073741824"),
                 ("FCPIPE_SOAK_EXECS", "100"),
+                ("FCPIPE_SOAK_LAUNCHES", "100"),
             ];
             release_tests("fcpipe", "e2e", "cleanup::row_33_50", &counts)?;
-            release_tests("fcpipe", "e2e", "streams::", &counts)
+            release_tests("fcpipe", "e2e", "streams::", &counts)?;
+            release_tests("fcpipe", "e2e", "firecracker::row_51", &counts)
         }
         "run" => release_tests("fcpipe", "e2e", "", &[("FCPIPE_SOAK_RUNS", "20")]),
         "cache" => {

@@ -143,6 +143,12 @@ fn row_53_other_processors_are_named() {
             "{message}"
         );
     }
+    // EI_CLASS and EI_DATA, elf(5).
+    for (at, name) in [(4, "x32"), (5, "big-endian")] {
+        let mut other = vmlinux(RELEASE, ALL_BUILTIN);
+        other[at] ^= 3;
+        assert!(message(&lab, &other).contains(name), "{name}");
+    }
     let inside = vmlinux_for(183, RELEASE, ALL_BUILTIN);
     assert!(message(&lab, &bzimage(Packing::Gzip, &inside)).contains("arm64"));
 

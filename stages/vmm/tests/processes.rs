@@ -227,6 +227,9 @@ fn row_51_many_machines_at_once() {
                 assert_eq!(marks.len(), 2);
                 assert!(machine.connect(1, soon(100), NEVER).is_err());
                 assert!(marks.iter().all(ProcessMark::is_alive));
+                // Its sockets have names in its own directory, where it is.
+                let told = fs::read_to_string(dir.join("seen.device.args")).unwrap();
+                assert!(told.contains("sock") && !told.contains('/'), "{told}");
                 drop(machine);
                 assert_gone(&marks);
             });

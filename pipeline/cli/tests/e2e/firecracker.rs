@@ -4,14 +4,16 @@
 mod real;
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::network::{self, Platform, assert_same, skip_without_namespaces};
+use crate::streams::count;
 use crate::world::{
     Leftovers, World, assert_code, not_root, skip, skip_without_kernel, with_input,
 };
@@ -52,6 +54,60 @@ fn jails() -> Vec<(bool, Option<PathBuf>)> {
 
 fn output(world: &World, args: &[&str]) -> Output {
     run(world, args).output().unwrap()
+}
+
+/// Of one spec, in one state directory: each has its own process, its own input and its own output.
+#[test]
+fn row_51_many_launches_at_once_share_nothing_by_mistake() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let many = count("FCPIPE_SOAK_LAUNCHES", 20);
+    let bundle = world.bundle(&["cat"], &[]);
+    // The kernel is imported with the first.
+    drop(fcpipe(&world));
+    let begun = Instant::now();
+    let mut launches: Vec<_> = (0..many)
+        .map(|_| {
+            let mut command = fcpipe(&world);
+            command.args(["--progress", "quiet", "run", "-i", "--vmm", "firecracker"]);
+            command.arg(&bundle).stdin(Stdio::piped());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    // All of them run: none has the end of its input.
+    for (number, launch) in launches.iter_mut().enumerate() {
+        let stdin = launch.stdin.as_mut().unwrap();
+        // One that has failed has closed it, and says below why.
+        let _ = writeln!(stdin, "{number}");
+        let mut line = String::new();
+        let mut stdout = BufReader::new(launch.stdout.as_mut().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let mut said = String::new();
+            let stderr = launch.stderr.as_mut().unwrap();
+            stderr.read_to_string(&mut said).unwrap();
+            panic!("{number}: {said}");
+        }
+        assert_eq!(line, format!("{number}\n"));
+    }
+    let ps = fcpipe(&world).args(["--format", "json", "ps"]).output();
+    let running = String::from_utf8(ps.unwrap().stdout).unwrap();
+    assert_eq!(running.lines().count() as u64, many, "{running}");
+    let all = begun.elapsed();
+    launches
+        .iter_mut()
+        .for_each(|launch| drop(launch.stdin.take()));
+    for launch in launches {
+        assert_code(&launch.wait_with_output().unwrap(), 0);
+    }
+    println!(
+        "{many} launches ran after {all:?}, all was over after {:?}",
+        begun.elapsed()
+    );
+    Leftovers::of(&world).assert_none();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::life::until;
 use crate::world::{Leftovers, World, assert_code, skip_in_emulation, skip_without_machine};
 
 /// A count that a soak makes larger.
-fn count(name: &str, usual: u64) -> u64 {
+pub(crate) fn count(name: &str, usual: u64) -> u64 {
     let told = std::env::var(name).ok();
     told.and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
