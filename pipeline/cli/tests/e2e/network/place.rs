@@ -213,7 +213,7 @@ fn qemu_needs_root_a_guest_has_the_container_s_place_and_the_host_does_not_notic
         "mkdir -p /tmp && printf '#!/bin/sh\\n[ \"$1\" = bound ] && busybox env\\nexit 0\\n' > /tmp/lease && busybox chmod +x /tmp/lease",
     );
     let lease = machine
-        .must("busybox udhcpc -i b9_veth_c_1 -f -n -q -t 5 -T 2 -O mtu -s /tmp/lease 2>/dev/null");
+        .must("busybox timeout 60 busybox udhcpc -i b9_veth_c_1 -f -n -q -t 5 -T 2 -O mtu -s /tmp/lease 2>/dev/null");
     for line in [
         "ip=192.168.1.5",
         "subnet=255.255.255.0",
