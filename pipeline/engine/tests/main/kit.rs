@@ -1,5 +1,6 @@
 //! Steps for tests: a number that is seen, sums of numbers, and things made in a directory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fcpipe_engine::{
-    CacheMode, Cx, Digest, Effect, Failure, FailureKind, Identity, Kept, KeyWriter, LaunchDir,
-    Node, Object, Output, Probe, Run, Settings, Stage, Store, UndoError,
+    CacheMode, Cx, Digest, Effect, Failure, FailureKind, Finished, Identity, Kept, KeyWriter,
+    LaunchDir, Node, Object, Outcome, Output, Probe, Run, Settings, Stage, Store, UndoError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -317,4 +318,14 @@ pub(crate) fn seed() -> [u8; 32] {
     });
     println!("FCPIPE_TEST_SEED={seed}");
     *Digest::of("test seed", &[seed.as_bytes()]).as_bytes()
+}
+
+/// What became of each node.
+pub(crate) fn outcomes(finished: &Finished) -> BTreeMap<&str, Outcome> {
+    finished
+        .receipt
+        .stages
+        .iter()
+        .map(|row| (row.id.as_str(), row.outcome))
+        .collect()
 }

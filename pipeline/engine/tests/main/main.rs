@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "seeds and skipped tests are told")]
 
 mod archives;
+mod failures;
 mod graph;
 mod journal;
 mod kit;

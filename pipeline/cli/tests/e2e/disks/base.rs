@@ -2,8 +2,9 @@
 
 use std::fs;
 
+use super::Guided;
+use super::bed::world_with_tree;
 use super::near::{objects, row, run};
-use super::{Guided, world_with_tree};
 use crate::life::until;
 use crate::world::{Leftovers, assert_code, not_root, skip, skip_without_machine};
 

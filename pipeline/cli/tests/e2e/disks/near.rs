@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Guided, Mounted, WALK, compare, contents, lines, walk, world_with_tree, xfs};
+use super::Guided;
+use super::bed::{Mounted, WALK, compare, contents, lines, walk, world_with_tree, xfs};
 use crate::probe::probe;
 use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
 
