@@ -131,7 +131,7 @@ pub(crate) fn soak(area: &str) -> Result<()> {
             release_tests(
                 "fcpipe",
                 "e2e",
-                "disks::near",
+                "disks::kills",
                 &[("FCPIPE_SOAK_KILLS", "200")],
             )
         }

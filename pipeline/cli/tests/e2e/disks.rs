@@ -3,6 +3,7 @@
 
 mod base;
 mod bed;
+mod kills;
 mod near;
 
 use std::fs;

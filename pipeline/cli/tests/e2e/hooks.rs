@@ -31,6 +31,30 @@ fn bundle(world: &World, args: &[&str], failing: &str) {
     fs::write(config, spec.to_string()).unwrap();
 }
 
+fn create(world: &World) -> Output {
+    let path = world.path("bundle").display().to_string();
+    let (vmm, bundle) = (["--vmm", "firecracker"], ["--bundle", &path]);
+    fcpipe(
+        world,
+        &[&["create", "c1", "--log"][..], &vmm, &bundle].concat(),
+    )
+}
+
+/// Runs a bundle's process one of whose hooks fails, which is told.
+fn run(args: &[&str], failing: &str, code: i32) {
+    let world = fake("");
+    bundle(&world, args, failing);
+    let path = world.path("bundle").display().to_string();
+    let output = fcpipe(&world, &["run", "--vmm", "firecracker", &path]);
+    assert_code(&output, code);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains(&format!("the {failing} hook /bin/sh")),
+        "{said}"
+    );
+    Leftovers::of(&world).assert_none();
+}
+
 fn order(world: &World) -> String {
     fs::read_to_string(world.path("order")).unwrap_or_default()
 }
@@ -47,16 +71,7 @@ fn hooks_run_at_their_points_with_oci_s_state() {
     let world = fake("");
     bundle(&world, &["sleep", "1000"], "none");
     let path = world.path("bundle").display().to_string();
-    let create = [
-        "create",
-        "c1",
-        "--log",
-        "--vmm",
-        "firecracker",
-        "--bundle",
-        &path,
-    ];
-    assert_code(&fcpipe(&world, &create), 0);
+    assert_code(&create(&world), 0);
     assert_eq!(order(&world), "prestart\ncreateRuntime\n");
     let pid = {
         let state = fcpipe(&world, &["state", "c1"]);
@@ -102,19 +117,7 @@ fn a_hook_that_fails_fails_create_or_start_and_nothing_is_left() {
     ] {
         let world = fake("");
         bundle(&world, &["sleep", "1000"], point);
-        let path = world.path("bundle").display().to_string();
-        let output = fcpipe(
-            &world,
-            &[
-                "create",
-                "c1",
-                "--log",
-                "--vmm",
-                "firecracker",
-                "--bundle",
-                &path,
-            ],
-        );
+        let output = create(&world);
         assert_code(&output, 1);
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(
@@ -125,20 +128,6 @@ fn a_hook_that_fails_fails_create_or_start_and_nothing_is_left() {
         Leftovers::of(&world).assert_none();
     }
     // One after the start ends the launch; one after the end is a warning.
-    let world = fake("");
-    bundle(&world, &["sleep", "1000"], "poststart");
-    let path = world.path("bundle").display().to_string();
-    let output = fcpipe(&world, &["run", "--vmm", "firecracker", &path]);
-    assert_code(&output, 125);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("the poststart hook /bin/sh"), "{said}");
-    Leftovers::of(&world).assert_none();
-    let world = fake("");
-    bundle(&world, &["exit", "4"], "poststop");
-    let path = world.path("bundle").display().to_string();
-    let output = fcpipe(&world, &["run", "--vmm", "firecracker", &path]);
-    assert_code(&output, 4);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("the poststop hook /bin/sh"), "{said}");
-    Leftovers::of(&world).assert_none();
+    run(&["sleep", "1000"], "poststart", 125);
+    run(&["exit", "4"], "poststop", 4);
 }
