@@ -44,9 +44,14 @@ pub(super) struct Mounted {
 impl Mounted {
     /// `None` where there can be none, which is said.
     pub(super) fn new(mkfs: &[&str], megabytes: u64) -> Option<Mounted> {
+        Mounted::within(Path::new(env!("CARGO_TARGET_TMPDIR")), mkfs, megabytes)
+    }
+
+    /// In a file below `home`.
+    pub(super) fn within(home: &Path, mkfs: &[&str], megabytes: u64) -> Option<Mounted> {
         let dir = tempfile::Builder::new()
             .prefix("fcpipe-fs-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .tempdir_in(home)
             .unwrap();
         let file = dir.path().join("file");
         let sparse = fs::File::create(&file).unwrap();
