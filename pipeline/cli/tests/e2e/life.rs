@@ -381,6 +381,8 @@ fn qemu_root_the_machine_is_in_the_spec_s_control_group_with_the_spec_s_limits()
     assert_code(&output, 1);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("has processes already"), "{said}");
+    // And whoever is in it stays.
+    assert_eq!(state(&world, "c1")["status"], "created");
     done(&world, &["delete", "--force", "c1"]);
     for mount in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         assert!(!mount.path().join(&top).exists(), "{mount:?}");

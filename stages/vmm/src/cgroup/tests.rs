@@ -43,12 +43,20 @@ fn root_groups_are_made_with_their_limits_entered_emptied_and_taken_away() {
             group.display()
         );
     }
-    assert!(matches!(plan.make(&limits), Err(CgroupError::InUse { .. })));
+    // Whoever comes later is refused, and leaves it as it is.
+    let later = CgroupPlan::at(Path::new(&name)).unwrap();
+    assert!(matches!(
+        later.make(&limits),
+        Err(CgroupError::InUse { .. })
+    ));
+    later.remove().unwrap();
+    assert!(child.mark.is_alive());
     // It dies with the thread that started it, so that is this one; another waits for it.
     std::thread::scope(|scope| {
         let waited = scope.spawn(|| child.wait().unwrap());
-        plan.remove().unwrap();
+        kill_in_groups(&plan.groups).unwrap();
         assert!(!waited.join().unwrap().success());
+        plan.remove().unwrap();
     });
     assert!(plan.groups.iter().all(|group| !group.exists()));
     plan.remove().unwrap();
