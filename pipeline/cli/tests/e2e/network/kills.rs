@@ -164,13 +164,14 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
         run.args(["--progress", "quiet", "run", "--id", "web-1"])
             .arg(&launch)
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(Stdio::piped());
         run.spawn().unwrap()
     };
     let set_up_begins = || journal.made("tap").is_some();
     let teardown_begins = || journal.undone("boot");
     // The first makes an image besides, so the second is measured.
-    assert!(run().wait().unwrap().success());
+    let first = run().wait_with_output().unwrap();
+    assert_code(&first, 0);
     let mut measured = run();
     let begun = moment(&mut measured, set_up_begins);
     let set_up = moment(&mut measured, || journal.made("machine").is_some()) - begun;
@@ -179,7 +180,7 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
     // Whoever looks late, because others want the processors, sees both lines at once.
     let set_up = set_up.max(Duration::from_millis(3));
     let teardown = teardown.max(Duration::from_millis(20));
-    assert!(measured.wait().unwrap().success());
+    assert_code(&measured.wait_with_output().unwrap(), 0);
     assert_same(&platform.container_state(0), &inside, "");
     println!("set-up {set_up:?}, teardown {teardown:?}");
 
