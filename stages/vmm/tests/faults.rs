@@ -163,6 +163,20 @@ fn row_49_cancelling_ends_the_waiting() {
 }
 
 #[test]
+fn row_49_cancelling_ends_the_waiting_for_the_vsock_device() {
+    let dir = tempdir().unwrap();
+    let mut qemu = qemu("qemu-hangs", "device-silent");
+    qemu.device_timeout = Duration::from_secs(5);
+    let prepared = qemu.prepare(&config(dir.path()), NEVER).unwrap();
+    let marks = prepared.processes();
+    let begun = Instant::now();
+    let after = Duration::from_millis(100);
+    let error = prepared.boot(&[], &|| begun.elapsed() > after);
+    assert!(matches!(error, Err(VmmError::Cancelled)));
+    assert_gone(&marks);
+}
+
+#[test]
 fn row_53_no_kernel_that_qemu_can_start() {
     let dir = tempdir().unwrap();
     let vmlinux = dir.path().join("vmlinux");
