@@ -400,7 +400,12 @@ fn qemu_root_a_terminal_is_the_same() {
     runc.arg("--root")
         .arg(world.path("runc"))
         .args(["run", "--bundle"]);
-    runc.arg(bundle(&world, &change))
+    // runc takes over its terminal's size when the process runs already, which may have looked by then; this one it sets before.
+    let sized = |config: &mut Value| {
+        change(config);
+        config["process"]["consoleSize"] = json!({"height": 33, "width": 101});
+    };
+    runc.arg(bundle(&world, &sized))
         .arg(format!("fcpipe-test-tty-{}", std::process::id()));
     let runc = on_terminal(&runc);
     let world = World::new();
