@@ -16,13 +16,7 @@ fn the_first_failure_skips_the_rest_and_undoes_in_reverse() {
     let files = place.dir.path().join("files");
     fs::create_dir(&files).unwrap();
     let run = place.run();
-    let a = run.effect(
-        "a",
-        Touch {
-            path: files.join("a"),
-            after: None,
-        },
-    );
+    let a = run.effect("a", Touch::at(&files.join("a")));
     let b = run.effect(
         "b",
         Touch {
@@ -221,13 +215,7 @@ fn undo_ends_what_still_works_and_comes_before_the_workers_end() {
     let place = Place::new();
     let file = place.dir.path().join("file");
     let run = place.run();
-    let touch = run.effect(
-        "touch",
-        Touch {
-            path: file.clone(),
-            after: None,
-        },
-    );
+    let touch = run.effect("touch", Touch::at(&file));
     run.wait(&touch).unwrap();
     run.effect(
         "hang",

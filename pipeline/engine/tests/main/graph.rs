@@ -156,13 +156,7 @@ fn a_plan_makes_nothing_and_says_what_would_be_made() {
                 ran: ran.clone(),
             },
         );
-        run.effect(
-            "touch",
-            Touch {
-                path: place.dir.path().join("file"),
-                after: None,
-            },
-        );
+        run.effect("touch", Touch::at(&place.dir.path().join("file")));
         let finished = run.finish();
         finished.result.unwrap();
         assert_eq!(count(&ran), 0);

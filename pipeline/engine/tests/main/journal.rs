@@ -129,13 +129,7 @@ fn a_failed_undo_at_the_end_is_told_and_keeps_the_directory() {
     let file = place.dir.path().join("f");
     fs::write(file.with_extension("stuck"), "").unwrap();
     let run = place.run();
-    let touch = run.effect(
-        "touch",
-        Touch {
-            path: file.clone(),
-            after: None,
-        },
-    );
+    let touch = run.effect("touch", Touch::at(&file));
     run.wait(&touch).unwrap();
     let finished = run.finish();
     finished.result.unwrap();
@@ -153,13 +147,7 @@ fn a_run_that_is_dropped_undoes_and_removes_its_directory() {
     let place = Place::new();
     let file = place.dir.path().join("f");
     let run = place.run();
-    let touch = run.effect(
-        "touch",
-        Touch {
-            path: file.clone(),
-            after: None,
-        },
-    );
+    let touch = run.effect("touch", Touch::at(&file));
     run.wait(&touch).unwrap();
     assert!(file.exists());
     drop(run);
@@ -171,13 +159,7 @@ fn a_launch_that_lives_is_left_alone() {
     let place = Place::new();
     let file = place.dir.path().join("f");
     let run = place.run();
-    let touch = run.effect(
-        "touch",
-        Touch {
-            path: file.clone(),
-            after: None,
-        },
-    );
+    let touch = run.effect("touch", Touch::at(&file));
     run.wait(&touch).unwrap();
     let recovered = recover(&place.state(), &table()).unwrap();
     assert_eq!(

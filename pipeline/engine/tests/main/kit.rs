@@ -200,6 +200,16 @@ pub(crate) fn log_of(path: &Path) -> PathBuf {
     path.with_file_name("log")
 }
 
+impl Touch {
+    /// After nothing.
+    pub(crate) fn at(path: &Path) -> Touch {
+        Touch {
+            path: path.to_owned(),
+            after: None,
+        }
+    }
+}
+
 impl Effect for Touch {
     const NAME: &'static str = "touch";
     type Entry = TouchEntry;

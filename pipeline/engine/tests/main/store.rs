@@ -462,13 +462,7 @@ fn row_31_an_effect_that_can_not_be_journalled_is_not_made_needs_root() {
     let run = Run::start(settings).unwrap();
     let files = place.dir.path().join("files");
     fs::create_dir(&files).unwrap();
-    let first = run.effect(
-        "first",
-        Touch {
-            path: files.join("a"),
-            after: None,
-        },
-    );
+    let first = run.effect("first", Touch::at(&files.join("a")));
     run.wait(&first).unwrap();
     let _ = fs::write(disk.0.path().join("ballast"), vec![0; 1 << 20]);
     // The journal's page has room for some more lines.
