@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use crate::Result;
 use crate::shell::{check, command, target};
-use crate::{demo, setup};
+use crate::{demo, release, setup};
 
 const AREAS: [&str; 5] = ["ext4", "cache", "delta", "launch", "net"];
 
@@ -30,22 +30,8 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
         }
     };
     setup::run()?;
-    check(&mut command(
-        "cargo",
-        &[
-            "build",
-            "--release",
-            "--quiet",
-            "--package",
-            "fcpipe",
-            "--package",
-            "fcpipe-fake-firecracker",
-        ],
-    ))?;
-    let fcpipe = target().join("release/fcpipe");
-    let path = fcpipe
-        .to_str()
-        .ok_or("the target directory's name is not UTF-8")?;
+    let fcpipe = release::build(&["fcpipe", "fcpipe-fake-firecracker"])?.join("fcpipe");
+    let path = release::words(&fcpipe)?;
     if area != "ext4" {
         demo::import_kernel(path)?;
     }

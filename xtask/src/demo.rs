@@ -6,20 +6,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::Result;
-use crate::setup;
 use crate::shell::{check, command, find, output, root, target};
+use crate::{release, setup};
 
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
     println!("demo: building fcpipe");
-    check(&mut command(
-        "cargo",
-        &["build", "--release", "--quiet", "--package", "fcpipe"],
-    ))?;
-    let fcpipe = target().join("release/fcpipe");
-    let fcpipe = fcpipe
-        .to_str()
-        .ok_or("the target directory's name is not UTF-8")?;
+    let fcpipe = release::build(&["fcpipe"])?.join("fcpipe");
+    let fcpipe = release::words(&fcpipe)?;
     import_kernel(fcpipe)?;
     bundle(&root().join("target/demo/bundle"))?;
     for (number, what) in [(1, "builds what is missing"), (2, "finds everything built")] {
@@ -33,6 +27,7 @@ pub(crate) fn run() -> Result<()> {
             stages(&timings)?
         );
     }
+    println!("\ndemo: the program is {fcpipe}");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod bench;
 mod demo;
 mod fuzz;
 mod lab;
+mod release;
 mod rows;
 mod setup;
 mod shell;
@@ -36,6 +37,8 @@ struct Arguments {
 enum Task {
     /// Install what is missing on a fresh Debian or Ubuntu with Rust.
     Setup,
+    /// Build fcpipe as it is given away, one file without libraries, and say where it is.
+    Build,
     /// Set up, build, and boot a bundle with mounts, twice.
     Demo,
     /// Run every check: fmt, clippy, tidy, unit and property tests, end to end.
@@ -81,9 +84,16 @@ enum Task {
     },
 }
 
+fn build() -> Result<()> {
+    setup::musl()?;
+    println!("{}", release::build(&["fcpipe"])?.join("fcpipe").display());
+    Ok(())
+}
+
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::run(),
+        Task::Build => build(),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Tidy { rows: true } => rows::print(),

@@ -102,7 +102,7 @@ fn apt(arguments: &[&str]) -> Result<()> {
     ))
 }
 
-fn musl() -> Result<()> {
+pub(crate) fn musl() -> Result<()> {
     let there = output(&mut command(
         "rustc",
         &["--print", "target-libdir", "--target", MUSL],
