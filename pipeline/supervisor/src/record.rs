@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use fcpipe_engine::{LaunchDir, LaunchDirError};
 use fcpipe_proto::ExitStatus;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::Hook;
@@ -133,8 +134,14 @@ impl Record {
             .mode(0o600)
             .open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        // No fsync: it need not outlive the host, whose processes end with it.
-        std::fs::rename(new, dir.join(FILE))
+        // No fsync: it need not outlive the host, whose processes end with it. Nor is the old one replaced by a rename, for
+        // which ext4 writes the new one's blocks out at once (`auto_da_alloc`): they change places.
+        let old = dir.join(FILE);
+        match renameat_with(CWD, &new, CWD, &old, RenameFlags::EXCHANGE) {
+            Ok(()) => std::fs::remove_file(new),
+            // There is none, or the file system can't do it.
+            Err(_) => std::fs::rename(new, old),
+        }
     }
 
     /// What stands in a launch's directory; `None` where nothing does yet.

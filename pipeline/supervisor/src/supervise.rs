@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 use fcpipe_engine::{
@@ -420,18 +420,27 @@ impl Course<'_> {
     }
 }
 
+/// How long the guest runs before its launch's memory is given back: while it starts, that would hold up who needs memory.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// Gives back what was needed for building, and tells of processes that the guest's kernel kills for want of memory. Ends with the
 /// guest.
 fn watch_memory(guest: Guest, life: Arc<Life>) {
     let thread = std::thread::Builder::new().name("guest-memory".to_owned());
     // Without a thread an event is missing, and nothing else.
     let _ = thread.spawn(move || {
-        give_back();
         let mut seen = 0;
-        while let Ok(kills) = guest.session().wait_oom(seen, None) {
-            if let Some(kills) = kills {
-                seen = kills;
-                life.event("oom", serde_json::json!({"where": "guest", "kills": kills}));
+        let mut settled = Some(Instant::now() + SETTLED);
+        while let Ok(kills) = guest.session().wait_oom(seen, settled) {
+            match kills {
+                Some(kills) => {
+                    seen = kills;
+                    life.event("oom", serde_json::json!({"where": "guest", "kills": kills}));
+                }
+                None => {
+                    settled = None;
+                    give_back();
+                }
             }
         }
     });

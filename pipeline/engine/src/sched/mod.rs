@@ -73,6 +73,15 @@ enum Status {
     Planned,
 }
 
+/// When a node that can start gets a worker.
+#[derive(Clone, Copy)]
+enum Turn {
+    /// In the order of adding.
+    Last,
+    /// What others led to goes on: a way through the graph that was begun is not held up by one that could begin as well.
+    Next,
+}
+
 impl Status {
     const fn is_over(self) -> bool {
         matches!(self, Self::Done(_) | Self::Planned)
@@ -180,7 +189,7 @@ impl Shared {
                 .get_or_insert_with(|| Failure::cancelled(id, "cancelled"));
             self.skip(&mut state, index);
         } else if missing == 0 {
-            self.dispatch(&mut state, index);
+            self.dispatch(&mut state, index, Turn::Last);
         }
         NodeId {
             run: self.sched.run,
@@ -189,7 +198,7 @@ impl Shared {
     }
 
     /// Gives a node whose inputs are done to a worker, or a thread of its own.
-    fn dispatch(self: &Arc<Self>, state: &mut State, index: usize) {
+    fn dispatch(self: &Arc<Self>, state: &mut State, index: usize, turn: Turn) {
         let entry = &mut state.nodes[index];
         let spawned = if entry.step.waits() && !self.plan {
             entry.status = Status::Running;
@@ -198,7 +207,10 @@ impl Shared {
             thread.map(|thread| state.waiters.push(thread))
         } else {
             entry.status = Status::Ready;
-            state.ready.push_back(index);
+            match turn {
+                Turn::Last => state.ready.push_back(index),
+                Turn::Next => state.ready.push_front(index),
+            }
             self.sched.work.notify_one();
             self.ensure_worker(state)
         };
@@ -396,7 +408,7 @@ impl Shared {
             for dependent in std::mem::take(&mut state.nodes[index].dependents) {
                 state.nodes[dependent].missing -= 1;
                 if state.nodes[dependent].missing == 0 {
-                    self.dispatch(state, dependent);
+                    self.dispatch(state, dependent, Turn::Next);
                 }
             }
         }
