@@ -51,11 +51,7 @@ impl Bed {
         for name in ["bin", "dev", "proc", "sys", "tmp", "mnt"] {
             fs::create_dir_all(rootfs.join(name))?;
         }
-        let busybox = find("busybox").ok_or("busybox is not installed")?;
-        fs::copy(busybox, rootfs.join("bin/busybox"))?;
-        for applet in ["true", "sleep"] {
-            std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet))?;
-        }
+        busybox(&rootfs, &["true", "sleep"])?;
         let mounted: Vec<Value> = mounted
             .iter()
             .map(|(at, source)| json!({"source": source, "destination": at}))
@@ -194,4 +190,19 @@ pub(crate) fn succeeds(command: &mut Command) -> Result<()> {
         true => Ok(()),
         false => Err(format!("{command:?}: {}", output.stderr.escape_ascii()).into()),
     }
+}
+
+/// Puts a busybox with these names into a root file system, unless it is there: a second run must find the same file.
+pub(crate) fn busybox(rootfs: &Path, names: &[&str]) -> Result<()> {
+    let bin = rootfs.join("bin");
+    fs::create_dir_all(&bin)?;
+    if bin.join("busybox").exists() {
+        return Ok(());
+    }
+    let busybox = find("busybox").ok_or("busybox is not installed")?;
+    fs::copy(busybox, bin.join("busybox"))?;
+    for name in names {
+        std::os::unix::fs::symlink("busybox", bin.join(name))?;
+    }
+    Ok(())
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Result;
+use crate::bed::busybox;
 use crate::figures::median;
 use crate::goals::goal;
 
@@ -182,18 +183,8 @@ impl Launches {
 /// A root of a handful of files: the walk takes no time.
 fn bundle(dir: &Path) -> Result<PathBuf> {
     let bundle = dir.join("bundle");
-    let bin = bundle.join("rootfs/bin");
-    fs::create_dir_all(&bin)?;
     fs::create_dir_all(bundle.join("rootfs/proc"))?;
-    if !bin.join("busybox").exists() {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"];
-        let busybox = busybox.iter().find(|path| Path::new(path).exists());
-        fs::copy(
-            busybox.ok_or("busybox is not installed")?,
-            bin.join("busybox"),
-        )?;
-        std::os::unix::fs::symlink("busybox", bin.join("true"))?;
-    }
+    busybox(&bundle.join("rootfs"), &["true"])?;
     let config = json!({
         "ociVersion": "1.0.2",
         "process": {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},

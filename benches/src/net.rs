@@ -10,7 +10,6 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
 use crate::Result;
+use crate::bed::busybox;
 
 const USAGE: &str = "bench-ext4 net FCPIPE [--runs N] [--mib N] [--dir target/bench/net]";
 
@@ -365,19 +365,7 @@ impl Drop for Platform {
 
 fn bundle(asked: &Asked) -> Result<PathBuf> {
     let bundle = asked.dir.join("bundle");
-    let bin = bundle.join("rootfs/bin");
-    fs::create_dir_all(&bin)?;
-    if !bin.join("busybox").exists() {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"];
-        let busybox = busybox.iter().find(|path| Path::new(path).exists());
-        fs::copy(
-            busybox.ok_or("busybox is not installed")?,
-            bin.join("busybox"),
-        )?;
-        for name in ["sh", "sleep"] {
-            symlink("busybox", bin.join(name))?;
-        }
-    }
+    busybox(&bundle.join("rootfs"), &["sh", "sleep"])?;
     let served = bundle.join("rootfs").join(SERVED);
     fs::create_dir_all(&served)?;
     fs::File::create(served.join(FILE))?.set_len(asked.amount)?;

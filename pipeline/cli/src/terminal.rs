@@ -44,28 +44,34 @@ impl Terminal {
     pub(crate) fn for_supervisor(&self) -> std::io::Result<(OwnedFd, Termios)> {
         Ok((self.fd.try_clone()?, self.before.clone()))
     }
+}
 
-    /// Watches signals as [`signals::watch`] does, and passes the terminal's sizes on.
-    pub(crate) fn watch(
-        &self,
-        line: Line,
-        mut on: impl FnMut(i32) + Send + 'static,
-    ) -> Result<(), Complaint> {
-        let fd = self
-            .fd
-            .try_clone()
-            .map_err(|e| Complaint::new(format_args!("the terminal: {e}")))?;
-        signals::watch_also(&[Signal::SIGWINCH], move |signal| {
-            if signal == Signal::SIGWINCH as i32 {
-                if let Some(size) = size(&fd) {
+/// From here on the caller's signals, the sizes of its terminal and what is typed go to the process at the other end. Before any
+/// other thread starts: they inherit which signals are blocked.
+pub(crate) fn hand_over(
+    terminal: Option<&Terminal>,
+    typed: Option<Typed>,
+    line: Line,
+) -> Result<(), Complaint> {
+    match terminal {
+        Some(terminal) => {
+            let fd = terminal.fd.try_clone();
+            let fd = fd.map_err(|e| Complaint::new(format_args!("the terminal: {e}")))?;
+            signals::watch_also(&[Signal::SIGWINCH], move |signal| {
+                if signal != Signal::SIGWINCH as i32 {
+                    line.say(&Request::Signal { signal });
+                } else if let Some(size) = size(&fd) {
                     line.say(&Request::Resize { size });
                 }
-            } else {
-                on(signal);
-            }
-        })
-        .map_err(Complaint::new)
+            })
+        }
+        None => signals::watch(move |signal| line.say(&Request::Signal { signal })),
     }
+    .map_err(Complaint::new)?;
+    if let Some(typed) = typed {
+        typed.copy();
+    }
+    Ok(())
 }
 
 impl Drop for Terminal {

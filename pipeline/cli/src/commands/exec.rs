@@ -8,8 +8,7 @@ use crate::arguments::{Exec, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::exit::Convention;
-use crate::signals;
-use crate::terminal::{Terminal, Typed, with_streams};
+use crate::terminal::{Terminal, Typed, hand_over, with_streams};
 
 pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
     if !arguments.detach {
@@ -60,15 +59,7 @@ fn attached(
     };
     with_streams(arguments.interactive, |fds| connection.ask(&request, fds))
         .map_err(Complaint::new)?;
-    let line = connection.line();
-    let pass_on = move |signal| line.say(&Request::Signal { signal });
-    match &terminal {
-        Some(terminal) => terminal.watch(connection.line(), pass_on)?,
-        None => signals::watch(pass_on).map_err(Complaint::new)?,
-    }
-    if let Some(typed) = typed {
-        typed.copy();
-    }
+    hand_over(terminal.as_ref(), typed, connection.line())?;
     loop {
         match connection.reply().map_err(Complaint::new)? {
             Some(Reply::Started) => started.take().map_or(Ok(()), |started| started())?,

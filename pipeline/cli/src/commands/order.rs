@@ -7,7 +7,7 @@ use std::time::Duration;
 use fcpipe_engine::Failure;
 use fcpipe_proto::ExitStatus;
 use fcpipe_spec::{LaunchId, LaunchSpec};
-use fcpipe_supervisor::{Bond, Connection, Console, LogLimits, Order, Reply, Request};
+use fcpipe_supervisor::{Bond, Connection, Console, LogLimits, Order, Reply};
 use fcpipe_vmm::ShimProgram;
 
 use super::{builder, host, report, write_timings};
@@ -15,8 +15,7 @@ use crate::arguments::{Building, Global, Launching, Progress, Spec};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::render::{Rendering, harmless};
-use crate::signals;
-use crate::terminal::{Terminal, Typed};
+use crate::terminal::{Terminal, Typed, hand_over};
 
 /// What `run` and `create` ask for.
 pub(crate) struct Wanted<'a> {
@@ -64,16 +63,7 @@ pub(crate) fn start(global: &Global, wanted: Wanted<'_>) -> Result<Came, Complai
     };
     let mut connection = fcpipe_supervisor::start(order)
         .map_err(|e| Complaint::new(format_args!("the supervisor can't be started: {e}")))?;
-    // Before any other thread: they inherit which signals are blocked.
-    let line = connection.line();
-    let pass_on = move |signal| line.say(&Request::Signal { signal });
-    match &terminal {
-        Some(terminal) => terminal.watch(connection.line(), pass_on)?,
-        None => signals::watch(pass_on).map_err(Complaint::new)?,
-    }
-    if let Some(typed) = typed {
-        typed.copy();
-    }
+    hand_over(terminal.as_ref(), typed, connection.line())?;
     let came = follow(global, &mut connection, bond);
     // Before anything is said about how it ended.
     drop(terminal);
