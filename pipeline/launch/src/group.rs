@@ -22,9 +22,8 @@ pub struct Grouping {
     missing: Vec<usize>,
 }
 
-/// Images at most. With a scratch disk for each that is twelve drives, of the 17 devices that a Firecracker has: five are left for
-/// vsock, entropy, a balloon and two network interfaces.
-const IMAGES: usize = 6;
+/// Images at most, where the machine has room for them. With a scratch disk for each that is twelve drives.
+pub(crate) const IMAGES: usize = 6;
 /// A source with as many bytes or names is worth an image.
 const BYTES: u64 = 8 << 20;
 const NAMES: u64 = 1000;
@@ -107,6 +106,8 @@ impl Output for Grouping {
 pub(crate) struct ChooseGroup {
     pub(crate) wanted: fcpipe_spec::Group,
     pub(crate) native: bool,
+    /// For how many images there is room, at most [`IMAGES`].
+    pub(crate) room: usize,
     pub(crate) parts: Arc<[Part]>,
 }
 
@@ -117,6 +118,7 @@ impl Probe for ChooseGroup {
 
     fn inputs(&self, k: &mut KeyWriter<'_>) {
         k.field("group", &self.wanted.to_string());
+        k.field("images at most", &self.room.to_string());
         for part in self.parts.iter() {
             let at = part.destination.display();
             k.facet(&format!("tree of {at}"), &part.scan, crate::scan::TREE);
@@ -145,7 +147,7 @@ impl Probe for ChooseGroup {
                 _ => size_of(amounts[source], 1),
             }
         };
-        let mut grouping = choose(self.wanted, self.native, self.parts.len(), size, &amounts);
+        let mut grouping = choose(self.wanted, self.native, self.room, size, &amounts);
         for (source, part) in self.parts.iter().enumerate() {
             if cx.get(&part.scan)?.is_missing() {
                 grouping.missing.push(source);
@@ -188,11 +190,12 @@ fn size_of((bytes, names): (u64, u64), times: u64) -> Size {
 fn choose(
     wanted: fcpipe_spec::Group,
     native: bool,
-    sources: usize,
+    room: usize,
     size: impl Fn(usize) -> Size,
     amounts: &[(u64, u64)],
 ) -> Grouping {
     use fcpipe_spec::Group;
+    let sources = amounts.len();
     let single = |why: &str| Grouping {
         images: vec![(0..sources).collect()],
         per_source: false,
@@ -203,6 +206,7 @@ fn choose(
     let why = match wanted {
         Group::Single => return single("the spec says so"),
         _ if sources == 1 => return single("the root is the only source"),
+        _ if room < 2 => return single("the machine has room for one image"),
         // mke2fs is there to compare with: it makes the image that the reference makes.
         Group::Auto if !native => return single("mke2fs makes it"),
         Group::Auto if !any_large => return single("all sources are small"),
@@ -212,7 +216,7 @@ fn choose(
     let mut large: Vec<usize> = (1..sources).filter(|&s| size(s) == Size::Large).collect();
     // The largest stay alone: the root and one of small ones are beside them.
     large.sort_by_key(|&source| std::cmp::Reverse((amounts[source], std::cmp::Reverse(source))));
-    large.truncate(IMAGES - 2);
+    large.truncate(room - 2);
     large.sort_unstable();
     let small: Vec<usize> = (1..sources).filter(|s| !large.contains(s)).collect();
     let mut images = vec![vec![0]];
@@ -236,7 +240,7 @@ mod tests {
 
     fn chosen(wanted: Group, amounts: &[(u64, u64)]) -> Grouping {
         let size = |source: usize| size_of(amounts[source], 1);
-        choose(wanted, true, amounts.len(), size, amounts)
+        choose(wanted, true, IMAGES, size, amounts)
     }
 
     #[test]
@@ -261,5 +265,21 @@ mod tests {
         assert_eq!(grouping.images.len(), IMAGES);
         assert_eq!(grouping.images[1..5].concat(), [96, 97, 98, 99]);
         assert_eq!(grouping.images.concat().len(), 100);
+    }
+
+    #[test]
+    fn row_54_there_are_no_more_images_than_the_machine_has_room_for() {
+        let amounts = [(1, 1), (BYTES, 1), (BYTES + 1, 1), (1, 1)];
+        for (room, images) in [
+            (0, vec![vec![0, 1, 2, 3]]),
+            (1, vec![vec![0, 1, 2, 3]]),
+            (2, vec![vec![0], vec![1, 2, 3]]),
+            (3, vec![vec![0], vec![2], vec![1, 3]]),
+            (6, vec![vec![0], vec![1], vec![2], vec![3]]),
+        ] {
+            let size = |source: usize| size_of(amounts[source], 1);
+            let grouping = choose(Group::Auto, true, room, size, &amounts);
+            assert_eq!(grouping.images, images, "room for {room}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use fcpipe_vmm::{ShimProgram, Vmm};
 
 use crate::cgroup::MakeCgroup;
 use crate::disk::{ChooseWrites, PrivateDisk, Writes};
-use crate::group::{ChooseGroup, Grouping};
+use crate::group::{ChooseGroup, Grouping, IMAGES};
 use crate::guest;
 use crate::image::{Image, MakeImage};
 use crate::kernel::{ChosenKernel, FindKernel, GUEST_DIGEST, Initrd, MakeInitrd};
@@ -239,6 +239,7 @@ pub fn run(
         builder,
         strict,
         host,
+        room: graph.room,
         images: &graph.images,
     };
     let result = settle(&run, &graph.booted, &renewal, || lead(&live));
@@ -311,6 +312,8 @@ pub fn plan(spec: &LaunchSpec, request: RunRequest, host: &Host) -> Result<Plann
 struct Graph {
     writes: Node<Writes>,
     group: Arc<Grouping>,
+    /// For how many images there is room.
+    room: usize,
     images: Vec<Node<Image>>,
     booted: Node<Booted>,
 }
@@ -337,6 +340,7 @@ fn graph_of_run(
     );
     let (writes, initrd) = initrd(run, spec, kernel, host);
     let network = network::add(run, spec, request.id.as_str(), &host.state, &request.vmm);
+    let vmm = Arc::clone(&request.vmm);
     let machine = run.effect(
         "machine",
         PrepareMachine {
@@ -354,7 +358,13 @@ fn graph_of_run(
         },
     );
     let parts = scan_sources(run, spec, request.strict, host.own.clone());
-    let group = choose_group(run, spec, request.builder, &parts)?;
+    let nics = network.map_or(0, |network| {
+        // A plan makes none, and takes it that there is one.
+        run.wait(&network).map_or(1, |wired| wired.nics.len())
+    });
+    // Each image may be two drives.
+    let room = (vmm.drive_slots(nics, &tuning::of(spec)) / 2).min(IMAGES);
+    let group = choose_group(run, spec, request.builder, &parts, room)?;
     let images = images(run, spec, request.builder, &parts, &group, Anew::Never);
     let disks = run.effect(
         "disk",
@@ -377,23 +387,26 @@ fn graph_of_run(
     Ok(Graph {
         writes,
         group,
+        room,
         images,
         booted,
     })
 }
 
-/// How many images there will be, and which source is in which. Waits for the scans.
+/// How many images there will be, up to `room`, and which source is in which. Waits for the scans.
 pub(crate) fn choose_group(
     run: &Run,
     spec: &LaunchSpec,
     builder: Builder,
     parts: &Arc<[Part]>,
+    room: usize,
 ) -> Result<Arc<Grouping>, Failure> {
     let group = run.probe(
         "group",
         ChooseGroup {
             wanted: spec.disk.group,
             native: builder == Builder::Native,
+            room,
             parts: Arc::clone(parts),
         },
     );

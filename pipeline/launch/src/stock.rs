@@ -7,6 +7,7 @@ use fcpipe_engine::{CancelToken, EventSender, Failure, Key, Node, Run, Settings}
 use fcpipe_kernel::KernelStore;
 use fcpipe_spec::LaunchSpec;
 
+use crate::group::IMAGES;
 use crate::image::Image;
 use crate::kernel::FindKernel;
 use crate::launch::{Anew, Host, Launched, choose_group, images, initrd, scan_sources};
@@ -53,7 +54,7 @@ fn stock_once(spec: &LaunchSpec, request: &StockRequest, host: &Host) -> Launche
         Err(failure) => return Launched::failed(failure),
     };
     let parts = scan_sources(&run, spec, request.strict, host.own.clone());
-    let group = match choose_group(&run, spec, request.builder, &parts) {
+    let group = match choose_group(&run, spec, request.builder, &parts, IMAGES) {
         Ok(group) => group,
         Err(failure) => return Launched::ended(Err(failure), run.finish()),
     };
@@ -76,6 +77,8 @@ pub(crate) struct Renewal<'a> {
     pub(crate) builder: Builder,
     pub(crate) strict: bool,
     pub(crate) host: &'a Host,
+    /// For how many images the machine has room.
+    pub(crate) room: usize,
     pub(crate) images: &'a [Node<Image>],
 }
 
@@ -100,7 +103,7 @@ impl Renewal<'_> {
             return;
         };
         let parts = scan_sources(&run, self.spec, self.strict, self.host.own.clone());
-        if let Ok(group) = choose_group(&run, self.spec, self.builder, &parts)
+        if let Ok(group) = choose_group(&run, self.spec, self.builder, &parts, self.room)
             && group.images() == due.len()
         {
             let group = group.only(due);

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::config::{Drive, MachineConfig, VmmKind};
+use crate::config::{Drive, MachineConfig, Tuning, VmmKind};
 use crate::error::VmmError;
 use crate::mark::ProcessMark;
 
@@ -14,8 +14,8 @@ use crate::mark::ProcessMark;
 pub trait Vmm: Send + Sync {
     fn kind(&self) -> VmmKind;
 
-    /// How many drives a machine of this configuration can have: known before anything is started.
-    fn drive_slots(&self, config: &MachineConfig) -> usize;
+    /// How many drives a machine with so many network interfaces can have: known before anything is started.
+    fn drive_slots(&self, nics: usize, tuning: &Tuning) -> usize;
 
     /// The user that the machine whose launch's directory is `dir` will run as, where that is another than this process's:
     /// whose the TAPs must be.

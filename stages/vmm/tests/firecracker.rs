@@ -445,7 +445,7 @@ fn row_54_kernel_arguments_that_are_too_long_and_drives_that_are_too_many() {
     world.assert_nothing_runs();
 
     let config = world.config();
-    let slots = firecracker.drive_slots(&config);
+    let slots = firecracker.drive_slots(0, &config.tuning);
     let drive = world.drives().remove(0);
     let machine = firecracker.start(&config, &vec![drive.clone(); slots], NEVER);
     // The fake, as a real one does, refuses one device more than these.

@@ -31,7 +31,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{MachineConfig, VmmKind};
+use crate::config::{MachineConfig, Tuning, VmmKind};
 use crate::error::VmmError;
 use crate::machine::{Prepared, Vmm};
 
@@ -85,9 +85,9 @@ impl Vmm for Firecracker {
         VmmKind::Firecracker
     }
 
-    fn drive_slots(&self, config: &MachineConfig) -> usize {
+    fn drive_slots(&self, nics: usize, tuning: &Tuning) -> usize {
         // The vsock device and the entropy device are always there.
-        let others = 2 + config.nics.len() + usize::from(config.tuning.balloon.is_some());
+        let others = 2 + nics + usize::from(tuning.balloon.is_some());
         DEVICES.saturating_sub(others).min(LETTERS)
     }
 

@@ -41,7 +41,7 @@ impl PreparedFirecracker {
         cancel: &dyn Fn() -> bool,
     ) -> Result<Self, VmmError> {
         config.check()?;
-        if settings.drive_slots(config) == 0 {
+        if settings.drive_slots(config.nics.len(), &config.tuning) == 0 {
             return Err(VmmError::Config {
                 id: config.id.clone(),
                 why: format!(
@@ -87,7 +87,8 @@ impl Prepared for PreparedFirecracker {
         drives: &[Drive],
         cancel: &dyn Fn() -> bool,
     ) -> Result<Box<dyn Machine>, VmmError> {
-        let slots = self.settings.drive_slots(&self.config);
+        let config = &self.config;
+        let slots = self.settings.drive_slots(config.nics.len(), &config.tuning);
         if drives.len() > slots {
             return Err(VmmError::Config {
                 id: self.config.id.clone(),

@@ -11,7 +11,7 @@ mod rings;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::{Accelerator, MachineConfig, RateLimit, VmmKind};
+use crate::config::{Accelerator, MachineConfig, RateLimit, Tuning, VmmKind};
 use crate::error::VmmError;
 use crate::machine::{Prepared, Vmm};
 
@@ -54,8 +54,8 @@ impl Vmm for Qemu {
         VmmKind::Qemu
     }
 
-    fn drive_slots(&self, config: &MachineConfig) -> usize {
-        SLOTS.saturating_sub(config.nics.len())
+    fn drive_slots(&self, nics: usize, _tuning: &Tuning) -> usize {
+        SLOTS.saturating_sub(nics)
     }
 
     fn ignores(&self, config: &MachineConfig) -> Vec<&'static str> {
