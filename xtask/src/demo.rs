@@ -11,7 +11,7 @@ use crate::{release, setup};
 
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
-    println!("demo: building fcpipe");
+    println!("demo: building fcpipe (minutes, the first time)");
     let fcpipe = release::build(&["fcpipe"])?.join("fcpipe");
     let fcpipe = release::words(&fcpipe)?;
     import_kernel(fcpipe)?;

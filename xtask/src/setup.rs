@@ -1,8 +1,8 @@
 //! Installs what the demo and the tests need on a fresh Debian or Ubuntu: says what, and is quick
 //! where nothing is missing.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::Result;
 use crate::shell::{check, command, downloads, find, output};
@@ -60,6 +60,10 @@ fn packages() -> Result<()> {
         .filter(|(program, _)| find(program).is_none())
         .map(|&(_, package)| package)
         .collect();
+    // Debian's `busybox` needs libraries, and the roots that it is copied to have none.
+    if find("busybox").is_some_and(|busybox| needs_libraries(&busybox)) {
+        missing.push("busybox-static");
+    }
     let (module, package) = MODULE;
     let import = format!("import {module}");
     if output(&mut command("/usr/bin/python3", &["-c", &import])).is_err() {
@@ -75,6 +79,12 @@ fn packages() -> Result<()> {
     apt(&install)
 }
 
+fn needs_libraries(program: &Path) -> bool {
+    // Of a static one ldd says that on stderr, and fails.
+    let ldd = Command::new("ldd").arg(program).output();
+    ldd.is_ok_and(|ldd| ldd.status.success() && ldd.stdout.windows(2).any(|two| two == b"=>"))
+}
+
 /// apt-get, by sudo where we are not root. Its chatter goes to a log that is shown on failure.
 fn apt(arguments: &[&str]) -> Result<()> {
     let root = output(&mut command("id", &["-u"]))?.trim() == "0";
@@ -88,9 +98,10 @@ fn apt(arguments: &[&str]) -> Result<()> {
     };
     apt.env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null());
-    let done = apt
-        .output()
-        .map_err(|e| format!("apt-get: {e} (is this Debian or Ubuntu?)"))?;
+    let done = apt.output().map_err(|e| match root {
+        true => format!("apt-get: {e} (is this Debian or Ubuntu?)"),
+        false => format!("sudo apt-get: {e} (install sudo, or run `cargo xtask setup` as root)"),
+    })?;
     if done.status.success() {
         return Ok(());
     }
@@ -112,7 +123,9 @@ pub(crate) fn musl() -> Result<()> {
         return Ok(());
     }
     println!("setup: rustup target add {MUSL} (the guest program is static)");
-    check(&mut command("rustup", &["target", "add", MUSL]))
+    check(&mut command("rustup", &["target", "add", MUSL])).map_err(|e| {
+        format!("{e} (a Rust without rustup must bring the standard library of {MUSL} itself)")
+    })
 }
 
 fn vsock() -> Result<()> {
