@@ -15,6 +15,7 @@ pub const RECEIPT_SCHEMA: &str = "fcpipe.receipt/1";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Receipt {
     /// `fcpipe.receipt/1`.
+    #[schemars(extend("const" = RECEIPT_SCHEMA))]
     pub schema: String,
     /// The launch's id.
     pub id: String,
@@ -141,6 +142,10 @@ mod tests {
         let mut json = serde_json::to_value(&receipt).unwrap();
         assert!(validator.is_valid(&json));
         json["stages"][0]["outcome"] = "perhaps".into();
+        assert!(!validator.is_valid(&json));
+        json["stages"][0]["outcome"] = "ran".into();
+        assert!(validator.is_valid(&json));
+        json["schema"] = "fcpipe.receipt/2".into();
         assert!(!validator.is_valid(&json));
     }
 

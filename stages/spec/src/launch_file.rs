@@ -17,8 +17,11 @@ use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
+// What a `--set` may leave out and a file may not.
+#[schemars(extend("anyOf" = [{"required": ["bundle"]}, {"required": ["rootfs"]}]))]
 pub(crate) struct LaunchFile {
     /// Of this format: 1.
+    #[schemars(extend("enum" = [1, null]))]
     pub(crate) version: Option<u64>,
     pub(crate) bundle: Option<HostPath>,
     pub(crate) rootfs: Option<Rootfs>,
@@ -125,6 +128,7 @@ pub(crate) struct User {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
+#[schemars(extend("required" = ["destination"]))]
 pub(crate) struct Mount {
     pub(crate) source: Option<Text>,
     pub(crate) destination: Option<Text>,

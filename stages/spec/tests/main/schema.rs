@@ -50,6 +50,8 @@ fn what_the_reader_takes_is_valid_and_what_it_refuses_is_not() {
     for (pointer, value) in [
         ("/mashine", json!({})),
         ("/machine/cpus", json!(2)),
+        ("/version", json!(2)),
+        ("/mounts/0", json!({"source": "./code"})),
         ("/rootfs/writable", json!(true)),
         ("/mounts/0/destinaton", json!("/x")),
         ("/process/user/name", json!("root")),
@@ -65,4 +67,10 @@ fn what_the_reader_takes_is_valid_and_what_it_refuses_is_not() {
         assert!(!valid(&spec), "{pointer}");
         assert!(read(&spec).is_err(), "{pointer}");
     }
+    let mut rootless = full();
+    rootless.as_object_mut().unwrap().remove("rootfs");
+    assert!(!valid(&rootless));
+    assert!(read(&rootless).is_err());
+    rootless["bundle"] = json!("./bundle");
+    assert!(valid(&rootless));
 }
