@@ -19,7 +19,9 @@ use crate::amounts::{Age, FileDigest, Size};
     name = "fcpipe",
     version,
     about = "Turns an OCI bundle into a running microVM",
-    after_help = "Exit codes: `run` gives the guest process's own (128+n for signal n), 125 where fcpipe \
+    after_help = "Examples:\n  fcpipe doctor\n  fcpipe run ./bundle\n  fcpipe explain ./bundle\n  \
+                  fcpipe build ./bundle -o root.ext4\n\n\
+                  Exit codes: `run` gives the guest process's own (128+n for signal n), 125 where fcpipe \
                   fails, 126 where the command can't be run, 127 where it isn't found. Other commands: \
                   0 done, 1 failed, 2 wrong usage or spec."
 )]
@@ -32,7 +34,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// Where images and other build outputs are kept for reuse.
+    /// Where images and other build outputs are kept for reuse [default: /var/cache/fcpipe of root, else ~/.cache/fcpipe].
     #[arg(
         long,
         global = true,
@@ -41,7 +43,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) cache_dir: Option<PathBuf>,
-    /// Where imported kernels are kept.
+    /// Where imported kernels are kept [default: /var/lib/fcpipe of root, else ~/.local/share/fcpipe].
     #[arg(
         long,
         global = true,
@@ -50,7 +52,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Where running launches keep their journal, sockets and disks.
+    /// Where running launches keep their journal, sockets and disks [default: /var/lib/fcpipe/state of root, else ~/.local/state/fcpipe].
     #[arg(
         long,
         global = true,
@@ -129,10 +131,13 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  fcpipe create c1 --bundle ./bundle && fcpipe start c1")]
     Create(Create),
     /// Start the process of a launch that was created.
+    #[command(after_help = "Example:\n  fcpipe create c1 --bundle ./bundle && fcpipe start c1")]
     Start(Start),
     /// List the launches there are.
+    #[command(after_help = "Examples:\n  fcpipe ps\n  fcpipe ps --format json")]
     Ps,
     /// Say how far a launch is, as an OCI state.
+    #[command(after_help = "Example:\n  fcpipe state c1")]
     State(State),
     /// Run a process beside a launch's own, and give its output and exit status.
     #[command(after_help = "Example:\n  fcpipe exec c1 --env LANG=C -- ls -la /mnt/code")]
@@ -141,14 +146,21 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  fcpipe kill c1\n  fcpipe kill c1 KILL --all")]
     Kill(Kill),
     /// Show what a detached launch's process wrote.
+    #[command(after_help = "Examples:\n  fcpipe logs c1\n  fcpipe logs -f -t c1")]
     Logs(Logs),
     /// Wait until a launch's process has ended, and print its exit code.
+    #[command(after_help = "Example:\n  fcpipe wait c1")]
     Wait(Wait),
     /// Print what happened and what happens to launches: a JSON object a line.
+    #[command(
+        after_help = "Examples:\n  fcpipe events\n  fcpipe events c1 --no-follow\n  fcpipe events c1 --stats"
+    )]
     Events(Events),
     /// Print what launches use, for Prometheus; with --format json, as JSON.
+    #[command(after_help = "Examples:\n  fcpipe metrics\n  fcpipe metrics c1 --format json")]
     Metrics(Metrics),
     /// Take away a launch that has stopped.
+    #[command(after_help = "Examples:\n  fcpipe delete c1\n  fcpipe delete --force c1")]
     Delete(Delete),
     /// Compile a spec's root file system into an ext4 image. Needs no root.
     #[command(after_help = "Examples:\n  fcpipe build ./bundle -o root.ext4\n  \
@@ -161,7 +173,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  fcpipe plan ./bundle --format json")]
     Plan(Plan),
     /// Say why stages would run again: the first difference, in the words of the spec and its files.
-    #[command(after_help = "Examples:\n  fcpipe explain ./bundle\n  fcpipe explain ./bundle image")]
+    #[command(
+        after_help = "Examples:\n  fcpipe explain ./bundle\n  fcpipe explain ./bundle scan:/"
+    )]
     Explain(Explain),
     /// Show what a past launch spent its time on, beside the launch before.
     #[command(
@@ -176,19 +190,28 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Say what this host can do, what is missing, and how to get it.
+    #[command(after_help = "Examples:\n  fcpipe doctor\n  fcpipe doctor --format json")]
     Doctor,
     /// Print a JSON Schema: of the launch file, or of the receipt that --timings writes.
-    #[command(after_help = "Example:\n  fcpipe schema > launch-file.schema.json")]
+    #[command(
+        after_help = "Examples:\n  fcpipe schema > launch-file.schema.json\n  \
+                            fcpipe schema receipt > receipt.schema.json"
+    )]
     Schema {
+        /// Of what.
         #[arg(value_enum, default_value_t = SchemaOf::LaunchFile)]
         of: SchemaOf,
     },
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  fcpipe completions bash > /etc/bash_completion.d/fcpipe")]
-    Completions { shell: Shell },
+    Completions {
+        /// The shell that is to read it.
+        shell: Shell,
+    },
     /// Write manual pages, one for each command, to a directory.
     #[command(after_help = "Example:\n  fcpipe man /usr/local/share/man/man1")]
     Man {
+        /// It is made where it is not there.
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
@@ -384,5 +407,46 @@ impl Arguments {
                 true => 2,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory as _, Parser as _};
+
+    use super::Arguments;
+
+    /// Each command's help says what every argument is, and has an example that is read as a command of that name.
+    #[test]
+    fn help_has_examples_and_leaves_no_argument_out() {
+        fn look(command: &Command, words: &[&str]) {
+            let name = [words, &[command.get_name()]].concat();
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{name:?} {argument}");
+            }
+            let help = command.get_after_help().map(ToString::to_string);
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(|sub| look(sub, &name));
+                return;
+            }
+            let help = help.unwrap_or_else(|| panic!("{name:?} has no example"));
+            let examples: Vec<&str> = help
+                .lines()
+                .flat_map(|line| line.split("&&"))
+                .filter_map(|line| {
+                    let line = line
+                        .split(['|', '>'])
+                        .find(|part| part.trim().starts_with("fcpipe "));
+                    line.map(str::trim)
+                })
+                .collect();
+            for example in &examples {
+                Arguments::try_parse_from(example.split_whitespace())
+                    .unwrap_or_else(|error| panic!("{example}: {error}"));
+            }
+            let its_own = |example: &&str| example.starts_with(&name.join(" "));
+            assert!(examples.iter().any(its_own), "{name:?}: {help}");
+        }
+        look(&Arguments::command(), &[]);
     }
 }

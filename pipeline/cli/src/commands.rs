@@ -95,7 +95,7 @@ fn kernel(
         return Ok(asked.cloned());
     };
     make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
-    let store = fcpipe_kernel::KernelStore::open(&directories.data).map_err(Complaint::new)?;
+    let store = fcpipe_kernel::KernelStore::open(&directories.data).map_err(Complaint::of)?;
     let id = imported::id_of(image, &store, &directories.data)?;
     Ok(Some(id))
 }
@@ -111,7 +111,7 @@ fn host(
 ) -> Result<Host, Complaint> {
     clean_up(directories, tell)?;
     make_private(&directories.cache).map_err(|e| Complaint::about(&directories.cache, e))?;
-    let store = Store::open(&directories.cache).map_err(Complaint::new)?;
+    let store = Store::open(&directories.cache).map_err(Complaint::of)?;
     let threads = global
         .threads
         .or_else(|| std::thread::available_parallelism().ok())
@@ -138,8 +138,7 @@ fn host(
 /// Undoes what launches left whose supervisor is gone, and tells of it.
 fn clean_up(directories: &Directories, tell: &mut dyn FnMut(String)) -> Result<(), Complaint> {
     make_private(&directories.state).map_err(|e| Complaint::about(&directories.state, e))?;
-    let recovered =
-        fcpipe_supervisor::clean_up(&directories.state, tell).map_err(Complaint::new)?;
+    let recovered = fcpipe_supervisor::clean_up(&directories.state, tell).map_err(Complaint::of)?;
     for launch in &recovered.launches {
         tell(format!(
             "note: cleaned up after launch {launch}, which had ended without doing so"
@@ -198,7 +197,7 @@ fn print(text: &str) -> Result<(), Complaint> {
 /// What is known of a launch, which there must be.
 fn existing(directories: &Directories, id: &str) -> Result<Record, Complaint> {
     look(&directories.state, id)
-        .map_err(Complaint::new)?
+        .map_err(Complaint::of)?
         // runc's words, which other programs look for.
         .ok_or_else(|| {
             Complaint::new(format_args!("container {id:?} does not exist"))
@@ -210,12 +209,12 @@ fn existing(directories: &Directories, id: &str) -> Result<Record, Complaint> {
 fn ask(global: &Global, id: &str, request: &Request) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let record = existing(&directories, id)?;
-    let connection = connect(&directories.state, id).map_err(Complaint::new)?;
+    let connection = connect(&directories.state, id).map_err(Complaint::of)?;
     let Some(mut connection) = connection else {
         return Err(not_running(request, record.status));
     };
-    connection.ask(request, &[]).map_err(Complaint::new)?;
-    match connection.reply().map_err(Complaint::new)? {
+    connection.ask(request, &[]).map_err(Complaint::of)?;
+    match connection.reply().map_err(Complaint::of)? {
         Some(Reply::Done) => Ok(0),
         Some(Reply::Failed { failed }) => Err(Failure::from(failed).into()),
         // It has ended meanwhile.
@@ -224,10 +223,14 @@ fn ask(global: &Global, id: &str, request: &Request) -> Outcome {
 }
 
 fn not_running(request: &Request, status: Status) -> Complaint {
-    match request {
+    let complaint = match request {
         Request::Start => Complaint::new(format_args!(
             "cannot start a container in the {status} state"
         )),
         _ => Complaint::new("container not running"),
-    }
+    };
+    complaint.hint(IT_HAS_ENDED)
 }
+
+/// What can be done about a launch that nobody looks after any more.
+const IT_HAS_ENDED: &str = "`fcpipe state` says how it ended, `fcpipe logs` what it wrote; `fcpipe delete` takes away the rest";

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use fcpipe_engine::{Failure, NotUndone};
+use fcpipe_engine::{Failure, NotUndone, chain};
 use fcpipe_spec::SpecError;
 use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, NamedSource, SourceOffset, SourceSpan,
@@ -44,6 +44,11 @@ impl Complaint {
         }
     }
 
+    /// An error of a library, with what caused it.
+    pub(crate) fn of(error: impl std::error::Error) -> Self {
+        Complaint::new(chain(&error))
+    }
+
     /// An error about a file or directory of the command's own.
     pub(crate) fn about(path: impl Into<PathBuf>, error: impl std::fmt::Display) -> Self {
         Complaint::new(format_args!("{}: {error}", path.into().display()))
@@ -51,7 +56,7 @@ impl Complaint {
 
     pub(crate) fn of_vmm(error: fcpipe_vmm::VmmError) -> Self {
         let hint = error.hint().map(str::to_owned);
-        let complaint = Complaint::new(error);
+        let complaint = Complaint::of(error);
         match hint {
             Some(hint) => complaint.hint(hint),
             None => complaint,

@@ -94,16 +94,29 @@ impl fmt::Display for Failure {
         if !self.node.is_empty() {
             write!(f, "{}: ", self.node)?;
         }
-        f.write_str(&self.subject)?;
-        if f.alternate() {
-            let mut cause = self.source();
-            while let Some(error) = cause {
-                write!(f, ": {error}")?;
-                cause = error.source();
-            }
+        match f.alternate() {
+            true => f.write_str(&with_causes(self.subject.clone(), self.source())),
+            false => f.write_str(&self.subject),
         }
-        Ok(())
     }
+}
+
+/// An error and what caused it, in one sentence.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    with_causes(error.to_string(), error.source())
+}
+
+fn with_causes(mut text: String, mut cause: Option<&dyn Error>) -> String {
+    while let Some(error) = cause {
+        let words = error.to_string();
+        // Some errors say what caused them, and a transparent one says nothing else.
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 impl Error for Failure {
@@ -168,5 +181,14 @@ mod tests {
         );
         assert_eq!(format!("{failure}"), "scan:rootfs: /r/f");
         assert_eq!(format!("{failure:#}"), "scan:rootfs: /r/f: not permitted");
+
+        #[derive(Debug, thiserror::Error)]
+        #[error("/r/f")]
+        struct Quiet(#[source] Loud);
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot be read: {0}")]
+        struct Loud(#[source] std::fmt::Error);
+        let said = format!("/r/f: cannot be read: {}", std::fmt::Error);
+        assert_eq!(chain(&Quiet(Loud(std::fmt::Error))), said);
     }
 }

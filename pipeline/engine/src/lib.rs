@@ -45,7 +45,7 @@ pub use cancel::CancelToken;
 pub use cx::Cx;
 pub use digest::{BadDigest, Digest, Key};
 pub use event::{Amount, Event, EventSender, Outcome, event_channel};
-pub use failure::{Failure, FailureKind};
+pub use failure::{Failure, FailureKind, chain};
 pub use fsutil::DirError;
 pub use graph::Node;
 pub use journal::{NotUndone, Recovered, UndoTable, recover, recover_but};

@@ -92,10 +92,8 @@ impl Stage for MakeInitrd {
 }
 
 fn kernel_failure(cx: &Cx, subject: impl std::fmt::Display, error: KernelError) -> Failure {
-    cx.fail(FailureKind::Kernel, subject, error).hint(
-        "import one: `apt-get download linux-image-cloud-amd64`'s dependency, then \
-         `fcpipe kernel import FILE.deb`",
-    )
+    cx.fail(FailureKind::Kernel, subject, error)
+        .hint(fcpipe_kernel::HOW_TO_IMPORT)
 }
 
 #[cfg(test)]

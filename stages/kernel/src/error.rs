@@ -3,6 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+/// How to come by a kernel and import it.
+pub const HOW_TO_IMPORT: &str = "`apt-cache depends linux-image-cloud-amd64` names Debian's newest kernel for virtual machines: \
+     `apt-get download` that one, then `fcpipe kernel import FILE.deb`";
+
 /// Why a kernel could not be imported, found or packed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

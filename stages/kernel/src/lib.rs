@@ -46,7 +46,7 @@ mod sniff;
 mod store;
 mod wanted;
 
-pub use error::KernelError;
+pub use error::{HOW_TO_IMPORT, KernelError};
 pub use initrd::{INITRD_VERSION, InitrdInfo, InitrdInputs, initrd, initrd_digest_inputs};
 pub use store::{ImportOptions, Kernel, KernelStore, Listing, Module};
 pub use wanted::{Need, WANTED, Wanted, When};

@@ -429,7 +429,11 @@ impl Draft {
         self.check_network()?;
         let process = self.take_process(whole)?;
         let Some(root) = self.root else {
-            return Err(whole.invalid(&FieldPath::new(root_field), "is missing"));
+            return Err(whole.invalid_with_hint(
+                &FieldPath::new(root_field),
+                "is missing",
+                "name the root file system's directory, or an OCI `bundle` that has one",
+            ));
         };
         let root_path = root_directory(root)?;
         let machine = self.machine.resolve(host, &mut self.warnings)?;

@@ -284,9 +284,13 @@ impl HostCaps {
                 None,
             ),
             (Some(why), Some(_), Some(_)) => (format!("qemu, because {why}"), None),
-            (Some(why), _, _) => (
-                format!("none: {why}, and QEMU is not complete"),
+            (Some(why), None, _) => (
+                format!("none: {why}, and there is no QEMU"),
                 Some(QEMU_HINT.to_owned()),
+            ),
+            (Some(why), Some(_), None) => (
+                format!("none: {why}, and QEMU needs {VHOST_PROGRAM}"),
+                Some(VHOST_HINT.to_owned()),
             ),
         };
         Finding {

@@ -181,6 +181,15 @@ fn row_44_missing_programs_are_named_with_what_to_do() {
     assert!(error.hint().unwrap().contains("cargo xtask setup"));
 
     let findings = no_device.probe().findings();
+    let automatic = findings.last().unwrap();
+    assert!(
+        automatic
+            .hint
+            .as_ref()
+            .unwrap()
+            .contains("vhost-device-vsock"),
+        "{automatic:?}"
+    );
     let states: Vec<State> = findings.iter().map(|finding| finding.state).collect();
     assert_eq!(
         states,

@@ -59,18 +59,21 @@ pub(crate) struct Create {
 
 #[derive(Debug, Args)]
 pub(crate) struct Start {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct State {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Pass standard input to the process.
@@ -108,6 +111,7 @@ pub(crate) struct Exec {
 
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// A name or a number.
@@ -120,6 +124,7 @@ pub(crate) struct Kill {
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Go on until the process has ended.
@@ -132,6 +137,7 @@ pub(crate) struct Logs {
 
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
 }
@@ -158,6 +164,7 @@ pub(crate) struct Metrics {
 
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
+    /// The launch's name.
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// End it first, if it runs. One that does not exist is no error.

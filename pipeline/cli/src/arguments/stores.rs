@@ -21,14 +21,17 @@ pub(crate) enum Kernel {
         modules: Option<PathBuf>,
     },
     /// List imported kernels; `*` marks the default.
+    #[command(after_help = "Example:\n  fcpipe kernel ls")]
     Ls,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CacheCommand {
     /// List the stages whose outputs are kept, the one used last first.
+    #[command(after_help = "Example:\n  fcpipe cache ls")]
     Ls,
     /// Say how much of the disk is used, and by what.
+    #[command(after_help = "Example:\n  fcpipe cache du")]
     Du,
     /// Remove what is of no use, then what was used longest ago. What a machine uses stays.
     #[command(
@@ -45,7 +48,7 @@ pub(crate) enum CacheCommand {
     /// Read everything that is kept, and drop what is not as it was written. Exit code 1 if something was damaged.
     #[command(
         after_help = "An object that nobody has looked at since it was made can't be told from a damaged one, \
-                      and is dropped as well; that is no damage."
+                      and is dropped as well; that is no damage.\n\nExample:\n  fcpipe cache verify"
     )]
     Verify,
     /// Write what a launch needs of the cache to one file, for another host or another cache.
@@ -58,7 +61,8 @@ pub(crate) enum CacheCommand {
     #[command(
         after_help = "What the file says is believed: take files only from whom you would take an image. \
                       `cache export` prints a digest; send it by another way and give it to --digest.\n\n\
-                      Example:\n  fcpipe cache import bundle.tar --digest blake3:52a7…"
+                      Example:\n  fcpipe cache import bundle.tar --digest \
+                      blake3:2eacb4b73e697b784cae547729ea33141900c95c9a58c5618651c20a4b249d44"
     )]
     Import {
         /// The file; `-` for standard input.

@@ -13,11 +13,11 @@ use crate::render::Rendering;
 use crate::signals;
 
 pub(crate) fn run(global: &Global, arguments: &Build) -> Outcome {
-    let cancel = CancelToken::new().map_err(Complaint::new)?;
+    let cancel = CancelToken::new().map_err(Complaint::of)?;
     // Before any other thread: they inherit which signals are blocked.
     let ended = signals::cancel(cancel.clone()).map_err(Complaint::new)?;
     let spec = load(global, &arguments.spec)?;
-    let id = LaunchId::random().map_err(Complaint::new)?;
+    let id = LaunchId::random().map_err(Complaint::of)?;
     let output = std::path::absolute(&arguments.output)
         .map_err(|e| Complaint::about(&arguments.output, e))?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;

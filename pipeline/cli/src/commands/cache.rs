@@ -2,7 +2,6 @@
 
 mod archive;
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +25,7 @@ const WAIT: Duration = Duration::from_secs(10);
 const DIGITS: usize = 16;
 
 pub(crate) fn run(global: &Global, command: &CacheCommand) -> Outcome {
-    let cancel = CancelToken::new().map_err(Complaint::new)?;
+    let cancel = CancelToken::new().map_err(Complaint::of)?;
     // Before any other thread: they inherit which signals are blocked.
     let ended = signals::cancel(cancel.clone()).map_err(Complaint::new)?;
     let done = dispatch(global, command, &cancel);
@@ -94,26 +93,11 @@ fn broken(error: StoreError) -> Complaint {
         StoreError::Full { .. } => Some("free some space, or choose another directory"),
         _ => None,
     };
-    let complaint = Complaint::new(chain(&error));
+    let complaint = Complaint::of(error);
     match hint {
         Some(hint) => complaint.hint(hint),
         None => complaint,
     }
-}
-
-/// An error and what caused it, in one sentence.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // A transparent error says what its cause says.
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn list(survey: &Survey, format: Format) -> String {

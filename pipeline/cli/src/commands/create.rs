@@ -13,7 +13,7 @@ use crate::complaint::Complaint;
 use crate::directories::Directories;
 
 pub(crate) fn run(global: &Global, arguments: &Create) -> Outcome {
-    let id = LaunchId::parse(&arguments.id).map_err(Complaint::new)?;
+    let id = LaunchId::parse(&arguments.id).map_err(Complaint::of)?;
     let spec = crate::arguments::Spec {
         path: arguments.bundle.clone(),
         set: arguments.set.clone(),
@@ -41,7 +41,7 @@ pub(crate) fn run(global: &Global, arguments: &Create) -> Outcome {
 /// Writes the pid of the launch's machine, whole or not at all.
 fn pid_file(global: &Global, id: &str, path: &Path) -> Result<(), Complaint> {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
-    let record = look(&directories.state, id).map_err(Complaint::new)?;
+    let record = look(&directories.state, id).map_err(Complaint::of)?;
     let pid = record
         .and_then(|record| record.pid)
         .ok_or_else(|| Complaint::new(format_args!("{id} ended at once")))?;

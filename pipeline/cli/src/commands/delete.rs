@@ -32,13 +32,13 @@ pub(crate) fn run(global: &Global, arguments: &Delete) -> Outcome {
         }
         end(&directories, id, record.supervisor)?;
     }
-    delete(&directories.state, id, &mut note).map_err(Complaint::new)?;
+    delete(&directories.state, id, &mut note).map_err(Complaint::of)?;
     Ok(0)
 }
 
 /// Ends a launch: by asking, and where that does not help, by force.
 fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Complaint> {
-    if let Some(connection) = connect(&directories.state, id).map_err(Complaint::new)? {
+    if let Some(connection) = connect(&directories.state, id).map_err(Complaint::of)? {
         // One that does not take it is killed.
         let _ = connection.ask(&Request::End, &[]);
     }
@@ -60,7 +60,7 @@ fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Compl
 fn gone(directories: &Directories, id: &str) -> Result<bool, Complaint> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
-        match look(&directories.state, id).map_err(Complaint::new)? {
+        match look(&directories.state, id).map_err(Complaint::of)? {
             None => return Ok(true),
             Some(record) if record.status == Status::Stopped => return Ok(true),
             Some(_) => std::thread::sleep(STEP),

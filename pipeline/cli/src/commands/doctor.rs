@@ -1,6 +1,6 @@
 //! `fcpipe doctor`: what this host can do, what is missing, and how to get it.
 
-use fcpipe_kernel::KernelStore;
+use fcpipe_kernel::{HOW_TO_IMPORT, KernelStore};
 use fcpipe_vmm::{Finding, State};
 use serde_json::json;
 
@@ -35,10 +35,7 @@ fn kernel(directories: &Directories) -> Finding {
         Err(error) => (
             State::Missing,
             error.to_string(),
-            Some(
-                "`fcpipe kernel import FILE.deb`, with Debian's linux-image-*-cloud-amd64"
-                    .to_owned(),
-            ),
+            Some(HOW_TO_IMPORT.to_owned()),
         ),
     };
     Finding {

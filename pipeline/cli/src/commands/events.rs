@@ -28,18 +28,18 @@ pub(crate) fn run(global: &Global, arguments: &Events) -> Outcome {
     loop {
         let ids = match &arguments.id {
             Some(id) => vec![id.clone()],
-            None => LaunchDir::list(&directories.state).map_err(Complaint::new)?,
+            None => LaunchDir::list(&directories.state).map_err(Complaint::of)?,
         };
         let mut ended = true;
         for id in &ids {
             let stopped = look(&directories.state, id)
-                .map_err(Complaint::new)?
+                .map_err(Complaint::of)?
                 .is_none_or(|record| record.status == Status::Stopped);
             ended &= stopped;
             let lines = open
                 .entry(id.clone())
                 .or_insert_with(|| EventLines::open(&directories.state.join(id)));
-            while let Some(line) = lines.next().map_err(Complaint::new)? {
+            while let Some(line) = lines.next().map_err(Complaint::of)? {
                 print(&line)?;
             }
         }

@@ -3,7 +3,7 @@
 use fcpipe_engine::Failure;
 use fcpipe_supervisor::{ExecProcess, Reply, Request, connect};
 
-use super::{Outcome, existing};
+use super::{IT_HAS_ENDED, Outcome, existing};
 use crate::arguments::{Exec, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -42,9 +42,10 @@ fn attached(
     let id = &arguments.id;
     let record = existing(&directories, id)?;
     let mut connection = connect(&directories.state, id)
-        .map_err(Complaint::new)?
+        .map_err(Complaint::of)?
         .ok_or_else(|| {
             Complaint::new(format_args!("cannot exec in a {} container", record.status))
+                .hint(IT_HAS_ENDED)
         })?;
     let terminal = arguments.terminal.then(Terminal::take).transpose()?;
     let typed = match arguments.interactive {
@@ -58,10 +59,10 @@ fn attached(
         stdin: arguments.interactive,
     };
     with_streams(arguments.interactive, |fds| connection.ask(&request, fds))
-        .map_err(Complaint::new)?;
+        .map_err(Complaint::of)?;
     hand_over(terminal.as_ref(), typed, connection.line())?;
     loop {
-        match connection.reply().map_err(Complaint::new)? {
+        match connection.reply().map_err(Complaint::of)? {
             Some(Reply::Started) => started.take().map_or(Ok(()), |started| started())?,
             Some(Reply::Exited { status }) => return Ok(status.shell_code()),
             Some(Reply::Failed { failed }) => return Err(Failure::from(failed).into()),
@@ -70,7 +71,7 @@ fn attached(
                     "the supervisor said something unexpected: {other:?}"
                 )));
             }
-            None => return Err(Complaint::new("the launch has ended")),
+            None => return Err(Complaint::new("the launch has ended").hint(IT_HAS_ENDED)),
         }
     }
 }

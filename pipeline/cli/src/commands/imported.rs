@@ -74,7 +74,7 @@ pub(super) fn id_of(image: &Path, store: &KernelStore, data: &Path) -> Result<St
         return Ok(known.id);
     }
     let begun = SystemTime::now();
-    let id = store.import(image, None).map_err(Complaint::new)?.id;
+    let id = store.import(image, None).map_err(Complaint::of)?.id;
     if let Some(stamp) = before.filter(|stamp| stamp.at_rest(begun))
         && Stamp::of(image).is_ok_and(|after| after == stamp)
     {
@@ -83,7 +83,7 @@ pub(super) fn id_of(image: &Path, store: &KernelStore, data: &Path) -> Result<St
             id: id.clone(),
         };
         let new = note.with_extension(std::process::id().to_string());
-        let text = serde_json::to_vec(&known).map_err(Complaint::new)?;
+        let text = serde_json::to_vec(&known).map_err(Complaint::of)?;
         // It only saves the next command some time.
         let _ = make_private(&dir)
             .and_then(|()| fs::write(&new, text))

@@ -1,9 +1,9 @@
 //! `fcpipe kernel`: what microVMs boot.
 
-use fcpipe_kernel::{KernelError, KernelStore};
+use fcpipe_kernel::{HOW_TO_IMPORT, KernelError, KernelStore};
 use serde_json::json;
 
-use super::{Outcome, print};
+use super::{Outcome, note, print};
 use crate::arguments::{Format, Global, Kernel};
 use crate::complaint::Complaint;
 use crate::directories::{Directories, make_private};
@@ -11,7 +11,7 @@ use crate::directories::{Directories, make_private};
 pub(crate) fn run(global: &Global, arguments: &Kernel) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
-    let store = KernelStore::open(&directories.data).map_err(Complaint::new)?;
+    let store = KernelStore::open(&directories.data).map_err(Complaint::of)?;
     let text = match arguments {
         Kernel::Import { file, modules } => {
             let kernel = store.import(file, modules.as_deref()).map_err(complaint)?;
@@ -60,6 +60,9 @@ fn list(store: &KernelStore, format: Format) -> Result<String, Complaint> {
             ),
         };
     }
+    if text.is_empty() && listing.damaged.is_empty() {
+        note(format!("no kernel is imported: {HOW_TO_IMPORT}"));
+    }
     match listing.damaged.into_iter().next() {
         Some(error) => Err(complaint(error)),
         None => Ok(text),
@@ -67,5 +70,5 @@ fn list(store: &KernelStore, format: Format) -> Result<String, Complaint> {
 }
 
 fn complaint(error: KernelError) -> Complaint {
-    Complaint::new(error)
+    Complaint::of(error)
 }

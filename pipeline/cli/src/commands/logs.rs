@@ -29,9 +29,9 @@ pub(crate) fn run(global: &Global, arguments: &Logs) -> Outcome {
         // Before the look at the log: what is written before the end is read after it.
         let ended = !arguments.follow
             || look(&directories.state, id)
-                .map_err(Complaint::new)?
+                .map_err(Complaint::of)?
                 .is_none_or(|record| record.status == Status::Stopped);
-        while let Some(entry) = entries.next().map_err(Complaint::new)? {
+        while let Some(entry) = entries.next().map_err(Complaint::of)? {
             if show(&entry, arguments.timestamps).is_err() {
                 // Whoever read it wanted no more.
                 return Ok(0);

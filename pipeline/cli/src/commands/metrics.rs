@@ -3,7 +3,7 @@
 use fcpipe_supervisor::{Reply, Request, Stats, Status, connect, look_at_all, prometheus_types};
 use serde_json::json;
 
-use super::{Outcome, clean_up, existing, note, print};
+use super::{IT_HAS_ENDED, Outcome, clean_up, existing, note, print};
 use crate::arguments::{Format, Global, Metrics};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -15,7 +15,7 @@ pub(crate) fn run(global: &Global, arguments: &Metrics) -> Outcome {
     let ids = match &arguments.id {
         Some(id) => vec![existing(&directories, id)?.id],
         None => look_at_all(&directories.state)
-            .map_err(Complaint::new)?
+            .map_err(Complaint::of)?
             .into_iter()
             .filter(|record| matches!(record.status, Status::Created | Status::Running))
             .map(|record| record.id)
@@ -50,14 +50,14 @@ pub(crate) fn event(directories: &Directories, id: &str) -> Outcome {
 }
 
 fn stats(directories: &Directories, id: &str) -> Result<Stats, Complaint> {
-    let gone = || Complaint::new("container not running");
+    let gone = || Complaint::new("container not running").hint(IT_HAS_ENDED);
     let mut connection = connect(&directories.state, id)
-        .map_err(Complaint::new)?
+        .map_err(Complaint::of)?
         .ok_or_else(gone)?;
     connection
         .ask(&Request::Stats, &[])
-        .map_err(Complaint::new)?;
-    match connection.reply().map_err(Complaint::new)? {
+        .map_err(Complaint::of)?;
+    match connection.reply().map_err(Complaint::of)? {
         Some(Reply::Stats { stats }) => Ok(*stats),
         Some(Reply::Failed { failed }) => Err(fcpipe_engine::Failure::from(failed).into()),
         _ => Err(gone()),

@@ -74,7 +74,7 @@ pub(crate) fn start(global: &Global, wanted: Wanted<'_>) -> Result<Came, Complai
 fn follow(global: &Global, connection: &mut Connection, bond: Bond) -> Result<Came, Complaint> {
     let (events, rendering) = Rendering::start(global.progress);
     let end = loop {
-        match connection.reply().map_err(Complaint::new)? {
+        match connection.reply().map_err(Complaint::of)? {
             Some(Reply::Event { event }) => events.send(event),
             Some(Reply::Note { line }) => {
                 let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&line));

@@ -82,7 +82,7 @@ fn look(global: &Global, planning: &Planning) -> Result<(Planned, Vec<String>), 
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let vmms = super::monitors(global, &directories);
     let chosen = fcpipe_vmm::choose(&vmms, planning.vmm.into()).map_err(Complaint::of_vmm)?;
-    let cancel = CancelToken::new().map_err(Complaint::new)?;
+    let cancel = CancelToken::new().map_err(Complaint::of)?;
     let host = host(
         global,
         &planning.building,
@@ -92,10 +92,10 @@ fn look(global: &Global, planning: &Planning) -> Result<(Planned, Vec<String>), 
         &mut note,
     )?;
     let request = RunRequest {
-        id: LaunchId::random().map_err(Complaint::new)?,
+        id: LaunchId::random().map_err(Complaint::of)?,
         builder: builder(planning.building.builder),
         strict: planning.spec.strict,
-        kernels: KernelStore::open(&directories.data).map_err(Complaint::new)?,
+        kernels: KernelStore::open(&directories.data).map_err(Complaint::of)?,
         kernel: super::kernel(global, &directories, planning.kernel.as_ref())?,
         vmm: chosen.vmm.into(),
         shim: None,

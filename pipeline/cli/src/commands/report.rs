@@ -18,19 +18,19 @@ pub(crate) fn run(global: &Global, arguments: &Report) -> Outcome {
     let history = History::of(&directories.data);
     if let Some(spec) = &arguments.of {
         let spec = load(global, &crate::arguments::Spec::plain(spec.clone()))?;
-        let launches = history.of_spec(&spec.file).map_err(Complaint::new)?;
+        let launches = history.of_spec(&spec.file).map_err(Complaint::of)?;
         print(&list(&launches, global.format)?)?;
         return Ok(0);
     }
     let id = arguments.id.as_deref();
-    let past = history.find(id).map_err(Complaint::new)?.ok_or_else(|| {
+    let past = history.find(id).map_err(Complaint::of)?.ok_or_else(|| {
         let what = match id {
             Some(id) => Complaint::new(format_args!("no launch {id} is known")),
             None => Complaint::new("no launch is known"),
         };
         what.hint("the last 32 of each spec are kept; `fcpipe report --of SPEC` lists them")
     })?;
-    let before = history.before(&past).map_err(Complaint::new)?;
+    let before = history.before(&past).map_err(Complaint::of)?;
     let comparison = Comparison {
         past: &past,
         before: before.as_ref(),
@@ -47,7 +47,7 @@ pub(crate) fn run(global: &Global, arguments: &Report) -> Outcome {
     let files = arguments.svg.is_some() || arguments.html.is_some() || arguments.trace.is_some();
     match global.format {
         Format::Json => {
-            let text = serde_json::to_string_pretty(&past).map_err(Complaint::new)?;
+            let text = serde_json::to_string_pretty(&past).map_err(Complaint::of)?;
             print(&format!("{text}\n"))?;
         }
         Format::Human if !files => print(&chart::terminal(&comparison, width()))?,
@@ -78,7 +78,7 @@ fn list(launches: &[Past], format: Format) -> Result<String, Complaint> {
     for past in launches {
         match format {
             Format::Json => {
-                let line = serde_json::to_string(past).map_err(Complaint::new)?;
+                let line = serde_json::to_string(past).map_err(Complaint::of)?;
                 let _ = writeln!(text, "{line}");
             }
             Format::Human => {

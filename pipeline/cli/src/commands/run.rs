@@ -11,7 +11,7 @@ use crate::complaint::Complaint;
 pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
     let id = match &arguments.id {
         Some(id) => LaunchId::parse(id).map_err(|e| Complaint::new(format_args!("--id: {e}")))?,
-        None => LaunchId::random().map_err(Complaint::new)?,
+        None => LaunchId::random().map_err(Complaint::of)?,
     };
     let wanted = Wanted {
         spec: &arguments.spec,

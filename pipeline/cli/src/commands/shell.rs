@@ -13,7 +13,7 @@ use crate::complaint::Complaint;
 pub(crate) fn completions(shell: Shell) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "fcpipe", &mut script);
-    print(&String::from_utf8(script).map_err(Complaint::new)?)?;
+    print(&String::from_utf8(script).map_err(Complaint::of)?)?;
     Ok(0)
 }
 

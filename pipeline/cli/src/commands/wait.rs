@@ -13,12 +13,10 @@ pub(crate) fn run(global: &Global, arguments: &Wait) -> Outcome {
     let id = &arguments.id;
     let record = existing(&directories, id)?;
     if record.status != Status::Stopped
-        && let Some(mut connection) = connect(&directories.state, id).map_err(Complaint::new)?
+        && let Some(mut connection) = connect(&directories.state, id).map_err(Complaint::of)?
     {
-        connection
-            .ask(&Request::Wait, &[])
-            .map_err(Complaint::new)?;
-        match connection.reply().map_err(Complaint::new)? {
+        connection.ask(&Request::Wait, &[]).map_err(Complaint::of)?;
+        match connection.reply().map_err(Complaint::of)? {
             Some(Reply::Exited { status }) => {
                 print(&format!("{}\n", status.shell_code()))?;
                 return Ok(0);

@@ -12,7 +12,7 @@ use indicatif::BinaryBytes;
 use serde_json::json;
 
 use super::super::{Outcome, builder, host, load, note, print};
-use super::{broken, chain, open, threads};
+use super::{broken, open, threads};
 use crate::amounts::FileDigest;
 use crate::arguments::{Building, Cache, Export, Format, Global, Spec};
 use crate::complaint::{self, Complaint};
@@ -129,7 +129,7 @@ fn outputs(
         cache: Cache::Auto,
         timings: None,
     };
-    let kernels = KernelStore::open(&directories.data).map_err(Complaint::new)?;
+    let kernels = KernelStore::open(&directories.data).map_err(Complaint::of)?;
     let kernel = match (&arguments.kernel, kernels.default()) {
         (Some(name), _) => Some((kernels, Some(name.clone()))),
         (None, Ok(_)) => Some((kernels, None)),
@@ -231,9 +231,9 @@ fn complaint(error: ArchiveError) -> Complaint {
         }
         _ => None,
     };
-    let text = chain(&error);
+    let complaint = Complaint::of(error);
     match hint {
-        Some(hint) => Complaint::new(text).hint(hint),
-        None => Complaint::new(text),
+        Some(hint) => complaint.hint(hint),
+        None => complaint,
     }
 }
