@@ -1,11 +1,12 @@
 //! What past launches did: the last few of each spec, for `report`.
 //!
-//! A file a launch in `DATA/history/SPEC/`, SPEC being a digest of the spec's path. Nothing depends on it
-//! but what `report` shows; it may be deleted at any time.
+//! `DATA/history/SPEC.jsonl`, SPEC being a digest of the spec's path, has a line a launch: a launch waits for it, and a line is added
+//! in a tenth of the time that a file takes. Nothing depends on it but what `report` shows; it may be deleted at any time.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::directories::make_private;
 use crate::why;
 
-/// Launches kept of a spec.
+/// Launches kept of a spec; twice as many before the older half goes.
 const PER_SPEC: usize = 32;
 /// Specs of which launches are kept.
 const SPECS: usize = 256;
@@ -64,30 +65,59 @@ impl Past {
         }
     }
 
-    /// Keeps it, and lets the oldest go.
+    /// Keeps it, and lets the oldest go now and then.
     pub(crate) fn keep(&self, data: &Path) -> io::Result<()> {
         let history = data.join("history");
-        let dir = history.join(of_spec(&self.spec));
-        let new = !dir.is_dir();
-        if new {
-            fs::create_dir_all(data)?;
-            make_private(&history)?;
-            make_private(&dir)?;
-        }
-        let name = format!("{:013}-{}.json", self.ended_ms, self.receipt.id);
-        let scratch = dir.join(format!(".{name}"));
-        fs::write(&scratch, serde_json::to_vec(self)?)?;
-        fs::rename(&scratch, dir.join(name))?;
-        for old in oldest(names(&dir)?, PER_SPEC) {
-            fs::remove_file(dir.join(old))?;
-        }
-        if new {
-            for old in oldest(by_age(&history)?, SPECS) {
-                fs::remove_dir_all(history.join(old))?;
+        let path = history.join(file_of(&self.spec));
+        let mut options = fs::OpenOptions::new();
+        options.read(true).append(true).mode(0o600);
+        let mut file = match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(data)?;
+                make_private(&history)?;
+                for old in oldest(by_age(&history)?, SPECS - 1) {
+                    fs::remove_file(history.join(old))?;
+                }
+                options.create(true).open(&path)?
             }
+            file => file?,
+        };
+        // Two launches of a spec may end at once. The lock ends with the file.
+        file.lock()?;
+        // The end of a line that was cut off by a kill or a full disk.
+        let mut line = vec![b'\n'];
+        serde_json::to_writer(&mut line, self)?;
+        file.write_all(&line)?;
+        // What the newest takes is a guess at what the others do: the file is only looked at where it may be too long.
+        if file.metadata()?.len() > (2 * PER_SPEC * line.len()) as u64 {
+            shorten(&mut file)?;
         }
         Ok(())
     }
+}
+
+/// Leaves the newest launches, where there are twice as many as are kept.
+fn shorten(file: &mut fs::File) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    let lines: Vec<&[u8]> = lines(&bytes).collect();
+    if lines.len() < 2 * PER_SPEC {
+        return Ok(());
+    }
+    file.set_len(0)?;
+    let mut kept = Vec::with_capacity(bytes.len());
+    for line in &lines[lines.len() - PER_SPEC..] {
+        kept.push(b'\n');
+        kept.extend_from_slice(line);
+    }
+    file.write_all(&kept)
+}
+
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
 }
 
 /// All but the last `keep`.
@@ -96,20 +126,25 @@ fn oldest(mut names: Vec<String>, keep: usize) -> Vec<String> {
     names
 }
 
-fn of_spec(spec: &Path) -> String {
+const ENDING: &str = ".jsonl";
+
+fn file_of(spec: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let digest = Digest::of("fcpipe history 1", &[spec.as_os_str().as_bytes()]);
-    digest.to_string()[..16].to_owned()
+    format!("{}{ENDING}", &digest.to_string()[..16])
 }
 
-/// Names in a directory, in order. Files begin with their time, so that is the order of the launches.
-fn names(dir: &Path) -> io::Result<Vec<String>> {
+/// The files, in no order.
+fn names(history: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(history) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir)? {
+    for entry in entries {
         names.extend(entry?.file_name().into_string());
     }
-    names.retain(|name| !name.starts_with('.'));
-    names.sort();
+    names.retain(|name| name.ends_with(ENDING));
     Ok(names)
 }
 
@@ -133,62 +168,45 @@ impl History {
 
     /// The launch whose id begins so; the latest of several, and of all where no id is given.
     pub(crate) fn find(&self, id: Option<&str>) -> io::Result<Option<Past>> {
-        let mut found: Option<(String, PathBuf)> = None;
-        for spec in self.specs()? {
-            for name in names(&spec)? {
-                let matches = id.is_none_or(|id| {
-                    name.split_once('-')
-                        .is_some_and(|(_, rest)| rest.starts_with(id))
-                });
-                if matches && found.as_ref().is_none_or(|(latest, _)| *latest < name) {
-                    found = Some((name.clone(), spec.join(name)));
-                }
-            }
+        let mut found: Option<Past> = None;
+        for name in names(&self.0)? {
+            let launches = read(&self.0.join(name))?.into_iter();
+            found = launches
+                .filter(|past| id.is_none_or(|id| past.receipt.id.starts_with(id)))
+                .chain(found)
+                .max_by_key(|past| past.ended_ms);
         }
-        found.map(|(_, path)| read(&path)).transpose()
+        Ok(found)
     }
 
-    /// The launch of the same spec before this one.
+    /// The launch of the same spec before this one. Launches and builds have other stages: they are not compared.
     pub(crate) fn before(&self, past: &Past) -> io::Result<Option<Past>> {
-        let dir = self.0.join(of_spec(&past.spec));
-        let mut earlier = names(&dir)?;
-        earlier.retain(|name| {
-            name.split_once('-')
-                .and_then(|(ms, _)| ms.parse::<u64>().ok())
-                .is_some_and(|ms| ms < past.ended_ms)
-        });
-        // Launches and builds have other stages: they are not compared.
-        for name in earlier.iter().rev() {
-            let before = read(&dir.join(name))?;
-            if before.command == past.command {
-                return Ok(Some(before));
-            }
-        }
-        Ok(None)
+        let launches = self.of_spec(&past.spec)?.into_iter();
+        Ok(launches
+            .filter(|before| before.command == past.command && before.ended_ms < past.ended_ms)
+            .max_by_key(|before| before.ended_ms))
     }
 
     /// The launches that are kept of a spec, the oldest first.
     pub(crate) fn of_spec(&self, spec: &Path) -> io::Result<Vec<Past>> {
-        let dir = self.0.join(of_spec(spec));
-        match names(&dir) {
-            Ok(names) => names.iter().map(|name| read(&dir.join(name))).collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn specs(&self) -> io::Result<Vec<PathBuf>> {
-        match names(&self.0) {
-            Ok(names) => Ok(names.iter().map(|name| self.0.join(name)).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        let mut launches = read(&self.0.join(file_of(spec)))?;
+        launches.drain(..launches.len().saturating_sub(PER_SPEC));
+        Ok(launches)
     }
 }
 
-fn read(path: &Path) -> io::Result<Past> {
-    let about = |e: serde_json::Error| io::Error::other(format!("{}: {e}", path.display()));
-    serde_json::from_slice(&fs::read(path)?).map_err(about)
+/// The launches in a file; none where it does not exist. What was cut off is left out.
+fn read(path: &Path) -> io::Result<Vec<Past>> {
+    let mut file = match fs::File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    file.lock_shared()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(lines(&bytes)
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect())
 }
 
 #[cfg(test)]
@@ -218,20 +236,63 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let history = History::of(dir.path());
         assert!(history.find(None).unwrap().is_none());
-        for n in 0..40u64 {
+        for n in 0..100u64 {
             past("/a", &format!("a{n}"), 1000 + n)
                 .keep(dir.path())
                 .unwrap();
         }
         past("/b", "b0", 1001).keep(dir.path()).unwrap();
-        assert_eq!(history.of_spec("/a".as_ref()).unwrap().len(), PER_SPEC);
+        let kept = history.of_spec("/a".as_ref()).unwrap();
+        assert_eq!(kept.len(), PER_SPEC);
+        assert_eq!(kept[0].receipt.id, "a68");
         let latest = history.find(None).unwrap().unwrap();
-        assert_eq!(latest.receipt.id, "a39");
+        assert_eq!(latest.receipt.id, "a99");
         let before = history.before(&latest).unwrap().unwrap();
-        assert_eq!(before.receipt.id, "a38");
+        assert_eq!(before.receipt.id, "a98");
         let other = history.find(Some("b")).unwrap().unwrap();
         assert_eq!(other.receipt.id, "b0");
         assert!(history.before(&other).unwrap().is_none());
         assert!(history.find(Some("a0")).unwrap().is_none(), "it has gone");
+        let lines = fs::read(dir.path().join("history").join(file_of("/a".as_ref()))).unwrap();
+        assert!(super::lines(&lines).count() < 2 * PER_SPEC);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_costs_that_launch_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..2u64 {
+            past("/a", &format!("a{n}"), n).keep(dir.path()).unwrap();
+        }
+        let path = dir.path().join("history").join(file_of("/a".as_ref()));
+        let length = fs::metadata(&path).unwrap().len();
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(length - 5).unwrap();
+        past("/a", "a2", 2).keep(dir.path()).unwrap();
+        let kept = History::of(dir.path()).of_spec("/a".as_ref()).unwrap();
+        let ids: Vec<&str> = kept.iter().map(|past| &*past.receipt.id).collect();
+        assert_eq!(ids, ["a0", "a2"]);
+    }
+
+    #[test]
+    fn launches_that_end_at_once_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..8u64 {
+                let dir = dir.path();
+                scope.spawn(move || {
+                    for n in 0..50 {
+                        // Lines of one length: in whatever order they come, it is clear when the file is shortened.
+                        let id = format!("t{thread}-{n:02}");
+                        past("/a", &id, 1000 + thread * 100 + n).keep(dir).unwrap();
+                    }
+                });
+            }
+        });
+        let expected = (0..8 * 50).fold(0, |count, _| match count + 1 {
+            count if count > 2 * PER_SPEC => PER_SPEC,
+            count => count,
+        });
+        let path = dir.path().join("history").join(file_of("/a".as_ref()));
+        assert_eq!(read(&path).unwrap().len(), expected);
     }
 }
