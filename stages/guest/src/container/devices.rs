@@ -46,6 +46,10 @@ pub(super) fn make(root: BorrowedFd<'_>, config: &GuestConfig) -> Result<(), Fai
     for (name, to) in LINKS {
         link(dev, name, to)?;
     }
+    // Not in the specification, but as runc has it: where the kernel was built with it.
+    if std::fs::exists("/proc/kcore").unwrap_or(false) {
+        link(dev, "core", "/proc/kcore")?;
+    }
     if config.mounts.iter().any(|m| m.fstype == "devpts") {
         link(dev, "ptmx", "pts/ptmx")?;
     }
