@@ -143,7 +143,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  fcpipe exec c1 --env LANG=C -- ls -la /mnt/code")]
     Exec(Exec),
     /// Send a signal to a launch's process.
-    #[command(after_help = "Examples:\n  fcpipe kill c1\n  fcpipe kill c1 KILL --all")]
+    #[command(
+        after_help = "A program that is a container's process 1, such as a shell, does not end at TERM unless it handles it; \
+                      at KILL it does.\n\nExamples:\n  fcpipe kill c1\n  fcpipe kill c1 KILL --all"
+    )]
     Kill(Kill),
     /// Show what a detached launch's process wrote.
     #[command(after_help = "Examples:\n  fcpipe logs c1\n  fcpipe logs -f -t c1")]

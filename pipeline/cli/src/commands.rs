@@ -201,7 +201,7 @@ fn existing(directories: &Directories, id: &str) -> Result<Record, Complaint> {
         // runc's words, which other programs look for.
         .ok_or_else(|| {
             Complaint::new(format_args!("container {id:?} does not exist"))
-                .hint("`fcpipe ps` lists those that do")
+                .hint("`fcpipe ps` lists those of this user (sudo has others) and `--state-dir`")
         })
 }
 
