@@ -42,13 +42,17 @@ impl Cgroup {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
         // What the kernel has taken for itself by now is nobody's: a limit above what is left would never be reached.
         if let Some(left) = of_meminfo(&meminfo, "MemAvailable:") {
-            let most = left.saturating_sub(RESERVE.max(left / 32)).max(left / 2);
-            put(&self.path.join("memory.max"), &most.to_string())?;
+            put(
+                &self.path.join("memory.max"),
+                &most_memory(left).to_string(),
+            )?;
         }
         let threads = fs::read_to_string("/proc/sys/kernel/threads-max")?;
         if let Ok(threads) = threads.trim().parse::<u64>() {
-            let most = threads.saturating_sub(RESERVED_TASKS).max(threads / 2);
-            put(&self.path.join("pids.max"), &most.to_string())?;
+            put(
+                &self.path.join("pids.max"),
+                &most_tasks(threads).to_string(),
+            )?;
         }
         Ok(())
     }
@@ -124,6 +128,16 @@ impl Cgroup {
     }
 }
 
+/// What the workload may have of so many bytes.
+fn most_memory(left: u64) -> u64 {
+    left.saturating_sub(RESERVE.max(left / 32)).max(left / 2)
+}
+
+/// What it may have of so many tasks.
+fn most_tasks(threads: u64) -> u64 {
+    threads.saturating_sub(RESERVED_TASKS).max(threads / 2)
+}
+
 /// The number of the line that begins with `name`, as the kernel's "flat keyed" files have them.
 pub(crate) fn named(text: &str, name: &str) -> Option<u64> {
     let line = text
@@ -148,6 +162,15 @@ pub(crate) fn of_meminfo(meminfo: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn row_62_something_is_left_for_the_agent() {
+        assert_eq!(most_tasks(4000), 4000 - 128);
+        assert_eq!(most_memory(400 << 20), 384 << 20);
+        assert_eq!(most_memory(4 << 30), (4 << 30) - (128 << 20));
+        // And for the workload, where there is next to nothing.
+        assert_eq!((most_tasks(100), most_memory(8 << 20)), (50, 4 << 20));
+    }
 
     #[test]
     fn the_kernel_s_files_are_read() {

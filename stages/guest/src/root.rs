@@ -284,7 +284,11 @@ const XATTR_LIST_MAX: usize = 65_536;
 const XATTR_SIZE_MAX: usize = 65_536;
 
 fn wait_for(disk: &Path) -> Result<(), Failure> {
-    let deadline = Instant::now() + DISK;
+    wait_at_most(DISK, disk)
+}
+
+fn wait_at_most(patience: Duration, disk: &Path) -> Result<(), Failure> {
+    let deadline = Instant::now() + patience;
     while !disk.exists() {
         if Instant::now() > deadline {
             let missing = io::Error::from(io::ErrorKind::NotFound);
@@ -298,4 +302,37 @@ fn wait_for(disk: &Path) -> Result<(), Failure> {
 fn failed(path: &Path, what: &str, error: &io::Error) -> Failure {
     let path = path.to_str();
     Failure::new(FailureKind::Setup, path, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn row_44_a_disk_that_does_not_appear_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let wait = |patience: Duration, disk: PathBuf| {
+            let (tell, told) = mpsc::channel();
+            std::thread::spawn(move || tell.send(wait_at_most(patience, &disk)));
+            let waited = told.recv_timeout(Duration::from_secs(60));
+            waited.expect("it is waited for still")
+        };
+        let missing = dir.path().join("vdz");
+        let failure = wait(5 * STEP, missing.clone()).unwrap_err().to_string();
+        assert!(
+            failure.contains("waiting for the root disk")
+                && failure.contains(&missing.display().to_string()),
+            "{failure}"
+        );
+        // One whose driver is slow is worth the wait.
+        let late = dir.path().join("vda");
+        let made = late.clone();
+        std::thread::spawn(move || {
+            sleep(20 * STEP);
+            fs::write(made, "").unwrap();
+        });
+        wait(DISK, late).unwrap();
+    }
 }

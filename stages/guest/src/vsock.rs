@@ -73,10 +73,13 @@ impl Listener {
         };
         // One that is gone already has no peer.
         let peer: Option<VsockAddr> = getpeername(fd.as_raw_fd()).ok();
-        Ok(peer
-            .is_some_and(|peer| peer.cid() == HOST)
-            .then_some(VsockStream(fd)))
+        Ok(peer.is_some_and(is_host).then_some(VsockStream(fd)))
     }
+}
+
+/// Whether a peer is the host, and no process of this machine: those are at the loopback's number, or at the machine's own.
+fn is_host(peer: VsockAddr) -> bool {
+    peer.cid() == HOST
 }
 
 /// Rings at the host: the agent listens. A host that has no doorbell refuses, and dials anyway.
@@ -136,5 +139,26 @@ impl Stream for VsockStream {
 
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         Ok(set_socket_timeout(&self.0, Timeout::Send, timeout)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel without a loopback refuses the others before they are asked for.
+    #[test]
+    fn row_62_nobody_but_the_host_is_served() {
+        let peers: [(u32, bool); 6] = [
+            (0, false),
+            (1, false),
+            (HOST, true),
+            (3, false),
+            (77, false),
+            (ANY, false),
+        ];
+        for (cid, served) in peers {
+            assert_eq!(is_host(VsockAddr::new(cid, 1000)), served, "{cid}");
+        }
     }
 }

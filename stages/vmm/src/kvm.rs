@@ -33,17 +33,20 @@ pub(crate) fn try_kvm(device: &Path) -> Result<(), KvmFailure> {
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
         .open(device)
         .map_err(KvmFailure::Open)?;
-    let version = call(&device, KVM_GET_API_VERSION)
+    close(new_machine(|opcode| call(&device, opcode))?);
+    Ok(())
+}
+
+/// The descriptor of a new machine, from a device that speaks as KVM does.
+fn new_machine(call: impl Fn(Opcode) -> io::Result<i32>) -> Result<i32, KvmFailure> {
+    let version = call(KVM_GET_API_VERSION)
         .map_err(|error| KvmFailure::Broken(format!("KVM_GET_API_VERSION: {error}")))?;
     if version != API_VERSION {
         return Err(KvmFailure::Broken(format!(
             "its API version is {version} and not {API_VERSION}"
         )));
     }
-    let machine = call(&device, KVM_CREATE_VM)
-        .map_err(|error| KvmFailure::Broken(format!("KVM_CREATE_VM: {error}")))?;
-    close(machine);
-    Ok(())
+    call(KVM_CREATE_VM).map_err(|error| KvmFailure::Broken(format!("KVM_CREATE_VM: {error}")))
 }
 
 /// An ioctl without an argument whose result is its return value.
@@ -83,4 +86,33 @@ fn call(device: &impl AsFd, opcode: Opcode) -> io::Result<i32> {
 fn close(machine: i32) {
     // SAFETY: KVM_CREATE_VM has just made this descriptor for us and nothing else knows it.
     drop(unsafe { OwnedFd::from_raw_fd(machine) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device with this API version, which may make machines or not: what comes of it.
+    fn device(version: i32, machine: Option<i32>) -> Result<i32, String> {
+        let answer = |opcode| match opcode {
+            KVM_GET_API_VERSION => Ok(version),
+            KVM_CREATE_VM => machine.ok_or_else(|| io::ErrorKind::OutOfMemory.into()),
+            other => panic!("{other:?}"),
+        };
+        new_machine(answer).map_err(|failure| match failure {
+            KvmFailure::Broken(why) => why,
+            KvmFailure::Open(error) => panic!("{error}"),
+        })
+    }
+
+    #[test]
+    fn row_43_another_api_version_is_not_kvm() {
+        assert_eq!(device(12, Some(77)), Ok(77));
+        for version in [0, 11, 13] {
+            let why = device(version, Some(77)).unwrap_err();
+            assert_eq!(why, format!("its API version is {version} and not 12"));
+        }
+        let why = device(12, None).unwrap_err();
+        assert!(why.starts_with("KVM_CREATE_VM: "), "{why}");
+    }
 }

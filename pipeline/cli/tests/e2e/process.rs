@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::world::{
-    Leftovers, World, assert_code, not_root, skip, skip_without_machine, with_input,
+    Leftovers, World, assert_code, ended, not_root, skip, skip_without_machine, with_input,
 };
 
 #[test]
@@ -198,9 +198,10 @@ fn signalled(world: &World, script: &str, times: u32) -> (Option<i32>, String) {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         std::thread::sleep(Duration::from_millis(300));
     }
+    let status = ended(&mut child);
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
-    (child.wait().unwrap().code(), format!("ready\n{rest}"))
+    (status.code(), format!("ready\n{rest}"))
 }
 
 #[test]
@@ -211,7 +212,7 @@ fn row_56_qemu_a_closed_stdout_is_a_quiet_end() {
     let world = World::new();
     let bundle = world.bundle(&["sh", "-c", "while echo line; do :; done; exit 0"], &[]);
     let script = format!(
-        "'{}' --progress quiet run '{}' | head -n 3; echo ${{PIPESTATUS[0]}}",
+        "timeout -k 10 120 '{}' --progress quiet run '{}' | head -n 3; echo ${{PIPESTATUS[0]}}",
         env!("CARGO_BIN_EXE_fcpipe"),
         bundle.display()
     );

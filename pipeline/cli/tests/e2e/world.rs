@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -421,6 +421,22 @@ pub(crate) fn assert_code(output: &Output, code: i32) {
         )
     };
     assert_eq!(output.status.code(), Some(code), "{}", said());
+}
+
+/// How a program ends that says less than a pipe holds. One that does not end is killed, and that is a failure.
+#[track_caller]
+pub(crate) fn ended(child: &mut Child) -> ExitStatus {
+    let end = Instant::now() + Duration::from_secs(90);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() >= end {
+            let _ = child.kill();
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs a command with `input` on its standard input.

@@ -109,3 +109,57 @@ impl Outlet {
         self.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::frame::{HEADER, Stdio};
+    use crate::mux::Side;
+    use crate::process::ProcessId;
+
+    /// Takes a peer's data until it has `most` bytes, or nothing comes for a while.
+    fn take(from: &mut UnixStream, most: usize) -> usize {
+        let mut taken = 0;
+        while taken < most {
+            match Frame::read(from, 0) {
+                Ok(Some(Frame::Data(_, bytes))) => taken += bytes.len(),
+                Err(ProtoError::Io { .. }) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn row_64_a_sender_waits_for_credit() {
+        const WINDOW_LEN: usize = WINDOW as usize;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mux = Mux::new(&ours, Side::Guest, HEADER).unwrap();
+        let id = StreamId::new(ProcessId::INIT, Stdio::Out);
+        let outlet = mux.open_out(id).unwrap();
+        let sender = thread::spawn(move || outlet.write(&vec![7; 2 * WINDOW_LEN]));
+        let patience = |for_ever: bool| {
+            let time = Duration::from_millis(if for_ever { 60_000 } else { 100 });
+            theirs.set_read_timeout(Some(time)).unwrap();
+        };
+        patience(true);
+        let mut reading = theirs.try_clone().unwrap();
+        assert_eq!(take(&mut reading, WINDOW_LEN), WINDOW_LEN);
+        // All the credit that there was is used up, and a little of it comes back.
+        for given in [0, 1, 1000] {
+            if given > 0 {
+                mux.deliver(Frame::Credit(id, given)).unwrap();
+                patience(true);
+                assert_eq!(take(&mut reading, given as usize), given as usize);
+            }
+            patience(false);
+            assert_eq!(take(&mut reading, 1), 0, "more than the credit of {given}");
+        }
+        mux.end(ProtoError::Ended);
+        assert_eq!(sender.join().unwrap(), Err(StreamEnd::Lost));
+    }
+}

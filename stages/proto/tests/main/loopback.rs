@@ -300,6 +300,17 @@ fn row_45_an_agent_that_says_nothing_is_a_timeout() {
     );
 }
 
+/// What a thread comes to, within the time that [`soon`] gives.
+#[track_caller]
+fn joined<T>(thread: thread::JoinHandle<T>) -> T {
+    let end = soon();
+    while !thread.is_finished() {
+        assert!(std::time::Instant::now() < end, "it waits still");
+        thread::sleep(Duration::from_millis(5));
+    }
+    thread.join().unwrap()
+}
+
 #[test]
 fn row_49_a_closed_session_ends_every_wait() {
     let (session, guest) = session();
@@ -313,6 +324,6 @@ fn row_49_a_closed_session_ends_every_wait() {
     let waiting = thread::spawn(move || running.wait(None));
     thread::sleep(Duration::from_millis(20));
     session.close();
-    assert_eq!(waiting.join().unwrap(), Err(ProtoError::Ended));
-    assert_eq!(guest.join().unwrap(), ProtoError::Closed);
+    assert_eq!(joined(waiting), Err(ProtoError::Ended));
+    assert_eq!(joined(guest), ProtoError::Closed);
 }
