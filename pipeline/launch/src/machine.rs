@@ -254,7 +254,9 @@ impl Effect for Boot {
             let stream = machine
                 .connect(AGENT_PORT, deadline, &cancelled)
                 .map_err(|e| machine_failure(cx, e))?;
-            match Session::connect(stream, &self.boot_id, deadline) {
+            let token = cx.cancel_token().clone();
+            let cancelled = move || token.cancelled();
+            match Session::connect_unless(stream, &self.boot_id, deadline, cancelled) {
                 Ok(session) => break session,
                 // The agent was not listening yet, or still holds an attempt that we gave up.
                 Err(ProtoError::Closed | ProtoError::Busy | ProtoError::Io { .. })
@@ -480,6 +482,8 @@ fn power_off(cx: &Cx, booted: &Booted) {
             booted.machine.wait_exit(POWER_OFF);
         }
         Ok(false) => cx.warn("the guest could not unmount its root"),
+        // Nobody waits for an orderly end any more.
+        Err(_) if cx.cancelled() => {}
         Err(error) => {
             cx.warn(format_args!(
                 "the guest did not shut down in order: {error}"
@@ -513,6 +517,10 @@ fn machine_failure(cx: &Cx, error: VmmError) -> Failure {
 
 fn guest_failure(cx: &Cx, machine: &dyn Machine, error: ProtoError) -> Failure {
     use fcpipe_proto::FailureKind as Kind;
+    // Then nobody waited for what the guest might have said.
+    if let Err(cancelled) = cx.check() {
+        return cancelled;
+    }
     let kind = match &error {
         ProtoError::Failed(failure) => match failure.kind {
             Kind::NotFound => FailureKind::CommandNotFound,

@@ -159,6 +159,12 @@ pub(crate) fn to_json(
 /// # Errors
 /// [`ProtoError::Broken`] for what is not a message.
 pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, ProtoError> {
-    serde_json::from_slice(json)
-        .map_err(|e| ProtoError::broken(format!("a control message that is none: {e}")))
+    serde_json::from_slice(json).map_err(|e| {
+        // It may hold as much of the message as there is.
+        let why: String = e.to_string().chars().take(MAX_WHY).collect();
+        ProtoError::broken(format!("a control message that is none: {why}"))
+    })
 }
+
+/// Characters that are told of why a message is none.
+const MAX_WHY: usize = 200;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::session::TICK;
+use super::session::{LOOK, TICK};
 use super::state::{Phase, ProcessState, Shared};
 use crate::error::ProtoError;
 use crate::frame::{self, StreamId};
@@ -137,9 +137,9 @@ impl RunningProcess {
         let answer = sent.and_then(|()| {
             let waited =
                 self.shared
-                    .wait(deadline, TICK, |state| match state.signals.get(&request) {
+                    .wait(deadline, LOOK, |state| match state.signals.get(&request) {
                         Some(Some(outcome)) => Some(Ok(*outcome)),
-                        _ => state.ended.clone().map(Err),
+                        _ => self.shared.gave_up(state).map(Err),
                     });
             waited.unwrap_or(Err(ProtoError::Timeout { what: "a signal" }))
         });

@@ -1,5 +1,6 @@
 //! A connection to the agent.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ use crate::stream::Stream;
 const WRITE: Duration = Duration::from_secs(30);
 /// How often a wait looks for an end that nothing announces.
 pub(super) const TICK: Duration = Duration::from_secs(1);
+/// How often a wait for an answer looks whether that is still wanted.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// A connection to the agent of one VM. Dropping it ends the connection; the agent then ends the
 /// container and the machine, unless another connection comes soon.
@@ -37,11 +40,25 @@ impl Session {
     /// the agent to talk to; [`ProtoError::Closed`] when none is there; [`ProtoError::Timeout`] at
     /// the deadline.
     pub fn connect<S: Stream>(
-        mut stream: S,
+        stream: S,
         boot_id: &str,
         deadline: Instant,
     ) -> Result<Self, ProtoError> {
-        let guest = shake_hands(&mut stream, boot_id, deadline)?;
+        Session::connect_unless(stream, boot_id, deadline, || false)
+    }
+
+    /// The same for a launch that may be cancelled: once `cancelled` says so, no answer of the agent is waited for any more, now
+    /// and later, and the error is [`ProtoError::Ended`].
+    ///
+    /// # Errors
+    /// As for [`Session::connect`].
+    pub fn connect_unless<S: Stream>(
+        mut stream: S,
+        boot_id: &str,
+        deadline: Instant,
+        cancelled: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Self, ProtoError> {
+        let guest = shake_hands(&mut stream, boot_id, deadline, &cancelled)?;
         let option = |e| ProtoError::io("setting the connection's timeout", &e);
         stream.set_read_timeout(Some(ASK_AFTER)).map_err(option)?;
         stream.set_write_timeout(Some(WRITE)).map_err(option)?;
@@ -54,6 +71,7 @@ impl Session {
         };
         let shared = Arc::new(Shared::new(
             mux,
+            Box::new(cancelled),
             State {
                 configure,
                 inherited: guest.running.iter().copied().collect(),
@@ -196,9 +214,9 @@ impl Session {
     /// Before a shutdown: its answer overtakes output, and ends the connection. When the first process has ended, the guest's kernel
     /// kills the others, so their ends are near.
     pub fn settle(&self, deadline: Instant) -> bool {
-        let settled = self.shared.wait(Some(deadline), TICK, |state| {
+        let settled = self.shared.wait(Some(deadline), LOOK, |state| {
             let over = state.processes.values().all(ProcessState::is_over);
-            (over || state.ended.is_some()).then_some(over)
+            (over || self.shared.gave_up(state).is_some()).then_some(over)
         });
         settled.unwrap_or(false)
     }
@@ -237,8 +255,8 @@ impl Session {
         what: &'static str,
         mut ready: impl FnMut(&mut State) -> Option<Result<T, ProtoError>>,
     ) -> Result<T, ProtoError> {
-        let answer = self.shared.wait(Some(deadline), TICK, |state| {
-            ready(state).or_else(|| state.ended.clone().map(Err))
+        let answer = self.shared.wait(Some(deadline), LOOK, |state| {
+            ready(state).or_else(|| self.shared.gave_up(state).map(Err))
         });
         answer.unwrap_or(Err(ProtoError::Timeout { what }))
     }
@@ -265,10 +283,37 @@ impl State {
     }
 }
 
+/// A stream during the handshake: all its reads together end at the deadline, however the bytes come.
+struct Hurried<'a, S> {
+    stream: &'a mut S,
+    deadline: Instant,
+    cancelled: &'a dyn Fn() -> bool,
+}
+
+impl<S: Stream> Read for Hurried<'_, S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if (self.cancelled)() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left.min(LOOK)))?;
+            match self.stream.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+    }
+}
+
 fn shake_hands<S: Stream>(
     stream: &mut S,
     boot_id: &str,
     deadline: Instant,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<HelloReply, ProtoError> {
     let late = ProtoError::Timeout {
         what: "the handshake",
@@ -278,7 +323,6 @@ fn shake_hands<S: Stream>(
         return Err(late);
     }
     let option = |e| ProtoError::io("setting the connection's timeout", &e);
-    stream.set_read_timeout(Some(left)).map_err(option)?;
     stream.set_write_timeout(Some(left)).map_err(option)?;
 
     let hello = HostMessage::Hello(Hello {
@@ -294,16 +338,25 @@ fn shake_hands<S: Stream>(
     )?)
     .encode(&mut bytes);
     let wrote = stream.write_all(&bytes);
+    let mut answers = Hurried {
+        stream,
+        deadline,
+        cancelled,
+    };
     let read = match wrote {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(ProtoError::Closed),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(ProtoError::Closed),
         Err(e) => Err(ProtoError::io("writing the hello", &e)),
-        Ok(()) => Frame::read(stream, MAX_CONTROL_FROM_GUEST),
+        Ok(()) => Frame::read(&mut answers, MAX_CONTROL_FROM_GUEST),
     };
     let frame = match read {
         Err(ProtoError::Io {
-            kind: std::io::ErrorKind::WouldBlock,
+            kind: io::ErrorKind::TimedOut,
             ..
         }) => return Err(late),
+        Err(ProtoError::Io {
+            kind: io::ErrorKind::ConnectionAborted,
+            ..
+        }) => return Err(ProtoError::Ended),
         other => other?.ok_or(ProtoError::Closed)?,
     };
     let Frame::Control(json) = frame else {
@@ -376,8 +429,8 @@ mod tests {
         for number in 0..20 {
             let stdio = Stdio {
                 stdin: None,
-                stdout: Box::new(std::io::sink()),
-                stderr: Box::new(std::io::sink()),
+                stdout: Box::new(io::sink()),
+                stderr: Box::new(io::sink()),
             };
             let running = session.start(&Process::new(["x"]), stdio, soon()).unwrap();
             if number % 2 == 0 {

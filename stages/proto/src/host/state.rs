@@ -14,9 +14,13 @@ use crate::stats::Stats;
 /// The session's state and the way to wait for it to change.
 pub(super) struct Shared {
     pub(super) mux: Arc<Mux>,
+    /// Whoever asked wants no answers any more.
+    cancelled: Cancelled,
     state: Mutex<State>,
     changed: Condvar,
 }
+
+pub(super) type Cancelled = Box<dyn Fn() -> bool + Send + Sync>;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -89,9 +93,10 @@ pub(super) enum Phase {
 }
 
 impl Shared {
-    pub(super) fn new(mux: Arc<Mux>, state: State) -> Self {
+    pub(super) fn new(mux: Arc<Mux>, cancelled: Cancelled, state: State) -> Self {
         Shared {
             mux,
+            cancelled,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -108,6 +113,12 @@ impl Shared {
         if state.processes.get(&id).is_some_and(done) {
             state.processes.remove(&id);
         }
+    }
+
+    /// Why no answer is waited for any more, if that is so.
+    pub(super) fn gave_up(&self, state: &State) -> Option<ProtoError> {
+        let ended = state.ended.clone();
+        ended.or_else(|| (self.cancelled)().then_some(ProtoError::Ended))
     }
 
     /// Changes the state and wakes everyone who waits for it.

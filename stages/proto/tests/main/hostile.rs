@@ -3,6 +3,8 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,12 @@ impl Raw {
         let _ = self.0.write_all(&bytes);
     }
 
+    /// The answer to a hello.
+    fn hello(&mut self) {
+        let me = serde_json::to_string(&hello()).unwrap();
+        self.json(&me.replacen('{', r#"{"type":"hello","#, 1));
+    }
+
     /// Skips to the next request of the host.
     fn request(&mut self) -> HostMessage {
         loop {
@@ -46,8 +54,7 @@ fn connect(start: bool) -> (Session, Option<RunningProcess>, Raw) {
     let mut raw = Raw(guest);
     let guest = thread::spawn(move || {
         raw.request();
-        let me = serde_json::to_string(&hello()).unwrap();
-        raw.json(&me.replacen('{', r#"{"type":"hello","#, 1));
+        raw.hello();
         raw.request();
         raw.json(r#"{"type":"configured"}"#);
         if start {
@@ -116,6 +123,10 @@ fn row_47_json_that_is_none_or_nested_deep_ends_the_connection() {
         &breaks(|raw| raw.json("{\"type\":\"sesame\"}")),
         "control message",
     );
+    // What it said is told, and not at any length.
+    let long = breaks(|raw| raw.json(&format!("{{\"type\":\"{}\"}}", "x".repeat(60_000))));
+    broken(&long, "control message");
+    assert!(long.to_string().len() < 1000, "{long}");
     let deep = "[".repeat(60_000);
     let json = format!("{{\"type\":\"stopped\",\"clean\":{deep}");
     broken(&breaks(|raw| raw.json(&json)), "control message");
@@ -266,6 +277,84 @@ fn row_47_an_exit_whose_output_never_ends_is_not_waited_for() {
     let began = Instant::now();
     broken(&breaks(|raw| raw.json(exit)), "neither comes nor ends");
     assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+/// What comes of connecting to an agent that answers the hello by these bytes, one at a time, and never with the last.
+fn connecting(
+    answer: &'static [u8],
+    patience: Duration,
+    cancelled: impl Fn() -> bool + Send + Sync + 'static,
+) -> ProtoError {
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    thread::spawn(move || {
+        for byte in answer.iter().cycle() {
+            thread::sleep(Duration::from_millis(10));
+            if guest.write_all(&[*byte]).is_err() {
+                return;
+            }
+        }
+        // Nothing is said, and nobody hangs up.
+        let _ = guest.read_to_end(&mut Vec::new());
+    });
+    let (tell, told) = std::sync::mpsc::channel();
+    let deadline = Instant::now() + patience;
+    thread::spawn(move || {
+        tell.send(Session::connect_unless(host, BOOT, deadline, cancelled).err())
+    });
+    let told = told.recv_timeout(Duration::from_secs(60));
+    told.expect("it is waited for still").unwrap()
+}
+
+/// The head of a long message, and what it might hold.
+const DRIPS: &[u8] = b"\xff\xff\0\0\x01\0\0\0\0";
+
+#[test]
+fn row_45_a_hello_that_comes_in_drops_is_a_timeout() {
+    for answer in [DRIPS, b""] {
+        let error = connecting(answer, Duration::from_millis(300), || false);
+        assert!(matches!(error, ProtoError::Timeout { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn row_49_a_cancelled_launch_waits_for_no_answer() {
+    for answer in [DRIPS, b""] {
+        let begun = Instant::now();
+        let cancelled = move || begun.elapsed() > Duration::from_millis(100);
+        let error = connecting(answer, Duration::from_secs(600), cancelled);
+        assert_eq!(error, ProtoError::Ended);
+    }
+    // Nor later: an agent that shook hands, and says no more.
+    let (host, guest) = UnixStream::pair().unwrap();
+    let mut raw = Raw(guest);
+    let guest = thread::spawn(move || {
+        raw.request();
+        raw.hello();
+        raw
+    });
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&cancelled);
+    let session = Session::connect_unless(host, BOOT, soon(), move || flag.load(Ordering::SeqCst));
+    let session = session.unwrap();
+    let _raw = guest.join().unwrap();
+    let late = Instant::now() + Duration::from_millis(100);
+    assert!(matches!(
+        session.configure(&config(), late),
+        Err(ProtoError::Timeout { .. })
+    ));
+    cancelled.store(true, Ordering::SeqCst);
+    let (tell, told) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let far = || Instant::now() + Duration::from_secs(600);
+        let start = session.start(&Process::new(["x"]), stdio(io::sink(), io::sink()), far());
+        let _ = tell.send((start.err(), session.shutdown(far()).err()));
+    });
+    let told = told.recv_timeout(Duration::from_secs(60));
+    let ended = Some(ProtoError::Ended);
+    assert_eq!(
+        told.expect("it is waited for still"),
+        (ended.clone(), ended)
+    );
 }
 
 /// The agent's end is as careful: its host is trusted, and may be another version's.
