@@ -50,7 +50,7 @@ fn stays(dir: &Path, tell: &mut dyn FnMut(String)) -> bool {
 fn after(record: &Record, tell: &mut dyn FnMut(String)) {
     for hook in &record.poststop {
         let hook = std::slice::from_ref(hook);
-        if let Err(error) = hooks::run("poststop", hook, &record.oci_state()) {
+        if let Err(error) = hooks::run("poststop", hook, &record.oci_state(), None) {
             tell(format!("warning: launch {}: {error}", record.id));
         }
     }
@@ -117,10 +117,12 @@ mod tests {
         let entry = serde_json::json!({"seq": 0, "node": "disk", "effect": "disk", "entry": {"path": made}});
         let journal = serde_json::json!({"made": entry}).to_string();
         std::fs::write(dir.path().join("journal"), journal + "\n").unwrap();
-        assert!(
-            !delete(state.path(), "one", &mut |_| ()).unwrap(),
-            "it lives"
-        );
+        let (tell, told) = std::sync::mpsc::channel();
+        let root = state.path().to_owned();
+        std::thread::spawn(move || tell.send(delete(&root, "one", &mut |_| ())));
+        let deleted = told.recv_timeout(Duration::from_secs(60));
+        let deleted = deleted.expect("it waits for one that lives still");
+        assert!(!deleted.unwrap(), "it lives");
         drop(dir);
         let mut told = Vec::new();
         assert!(delete(state.path(), "one", &mut |line| told.push(line)).unwrap());

@@ -1,12 +1,17 @@
 //! Hooks on the host: programs that a spec names to be run at a point of a launch's life, with OCI's state on their
 //! standard input.
 
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use fcpipe_engine::CancelToken;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 /// A hook, in OCI's words.
@@ -24,8 +29,6 @@ pub struct Hook {
     pub timeout: Option<u64>,
 }
 
-/// How often a hook that has a timeout is looked at.
-const STEP: Duration = Duration::from_millis(5);
 /// How much of a hook's complaint is told.
 const WORDS: usize = 2048;
 
@@ -38,14 +41,15 @@ pub struct HookError {
     why: String,
 }
 
-/// Runs hooks in order; the first that fails ends it.
+/// Runs hooks in order; the first that fails ends it. One that still runs when `cancel` is set is ended, and has failed.
 pub(crate) fn run(
     point: &'static str,
     hooks: &[Hook],
     state: &serde_json::Value,
+    cancel: Option<&CancelToken>,
 ) -> Result<(), HookError> {
     for hook in hooks {
-        one(hook, state).map_err(|why| HookError {
+        one(hook, state, cancel).map_err(|why| HookError {
             point,
             path: hook.path.clone(),
             why,
@@ -54,7 +58,8 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn one(hook: &Hook, state: &serde_json::Value) -> Result<(), String> {
+fn one(hook: &Hook, state: &serde_json::Value, cancel: Option<&CancelToken>) -> Result<(), String> {
+    let said = |e: io::Error| e.to_string();
     let mut command = Command::new(&hook.path);
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
@@ -64,46 +69,38 @@ fn one(hook: &Hook, state: &serde_json::Value) -> Result<(), String> {
         let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
         command.env(name, value);
     }
-    // Its words go to a file, which a child that it leaves behind can hold open without anybody waiting for it.
-    let mut words = tempfile()?;
-    let said = || words.try_clone().map_err(|e| e.to_string());
+    // Files, and no pipes: a hook may never read the state, which has annotations of any length, and its words can be held open by
+    // a child that it leaves behind. Nobody waits for either.
+    let mut input = nameless().map_err(said)?;
+    input
+        .write_all(state.to_string().as_bytes())
+        .map_err(said)?;
+    input.rewind().map_err(said)?;
+    let mut words = nameless().map_err(said)?;
     let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(said()?)
-        .stderr(said()?)
+        .stdin(input)
+        .stdout(words.try_clone().map_err(said)?)
+        .stderr(words.try_clone().map_err(said)?)
         .process_group(0)
         .spawn()
-        .map_err(|e| e.to_string())?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read it is no error. The state fits a pipe.
-        let _ = stdin.write_all(state.to_string().as_bytes());
+        .map_err(said)?;
+    let ended = wait(Pid::from_child(&child), hook.timeout, cancel);
+    if !matches!(ended, Ok(Ended::ByItself)) {
+        // With the children that it has: it leads their group.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
-    let end = hook
-        .timeout
-        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let status = loop {
-        let waited = match end {
-            None => child.wait().map(Some),
-            Some(_) => child.try_wait(),
-        };
-        if let Some(status) = waited.map_err(|e| e.to_string())? {
-            break status;
-        }
-        if end.is_some_and(|end| Instant::now() >= end) {
-            let _ = child.kill();
-            let _ = child.wait();
-            let seconds = hook.timeout.unwrap_or_default();
-            return Err(format!("did not end within {seconds} s"));
-        }
-        std::thread::sleep(STEP);
-    };
+    let status = child.wait().map_err(said)?;
+    match ended.map_err(said)? {
+        Ended::ByItself => {}
+        Ended::Late(seconds) => return Err(format!("did not end within {seconds} s")),
+        Ended::Cancelled => return Err("was ended with the launch".to_owned()),
+    }
     if status.success() {
         return Ok(());
     }
     let text = {
-        use std::io::{Read as _, Seek as _, SeekFrom};
         let mut bytes = Vec::new();
-        let _ = words.seek(SeekFrom::Start(0));
+        let _ = words.rewind();
         let _ = (&mut words).take(WORDS as u64).read_to_end(&mut bytes);
         bstr::BStr::new(&bytes).to_string().trim().to_owned()
     };
@@ -113,11 +110,50 @@ fn one(hook: &Hook, state: &serde_json::Value) -> Result<(), String> {
     })
 }
 
+/// Why a hook is waited for no more.
+enum Ended {
+    ByItself,
+    /// Not within so many seconds.
+    Late(u64),
+    Cancelled,
+}
+
+fn wait(pid: Pid, timeout: Option<u64>, cancel: Option<&CancelToken>) -> io::Result<Ended> {
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut fds = vec![PollFd::new(&process, PollFlags::IN)];
+    fds.extend(cancel.map(|cancel| PollFd::new(cancel, PollFlags::IN)));
+    // One that no clock reaches is none.
+    let end = timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec::try_from(left).unwrap_or(A_DAY));
+        match poll(&mut fds, left.as_ref()) {
+            Err(Errno::INTR) => continue,
+            polled => polled?,
+        };
+        let set = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| !fd.revents().is_empty());
+        if set(fds.first()) {
+            return Ok(Ended::ByItself);
+        }
+        if set(fds.get(1)) {
+            return Ok(Ended::Cancelled);
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return Ok(Ended::Late(timeout.unwrap_or_default()));
+        }
+    }
+}
+
+/// The longest single wait, where the whole of it is too long for the system.
+const A_DAY: Timespec = Timespec {
+    tv_sec: 86_400,
+    tv_nsec: 0,
+};
+
 /// A file without a name, in memory.
-fn tempfile() -> Result<std::fs::File, String> {
-    rustix::fs::memfd_create("hook", rustix::fs::MemfdFlags::CLOEXEC)
-        .map(Into::into)
-        .map_err(|e| e.to_string())
+fn nameless() -> io::Result<File> {
+    let fd = rustix::fs::memfd_create("hook", rustix::fs::MemfdFlags::CLOEXEC)?;
+    Ok(fd.into())
 }
 
 #[cfg(test)]
@@ -139,7 +175,7 @@ mod tests {
         let out = dir.path().join("out");
         let script = format!("cat > {0}; env | sort >> {0}", out.display());
         let state = serde_json::json!({"id": "one"});
-        run("prestart", &[hook(&script, None)], &state).unwrap();
+        run("prestart", &[hook(&script, None)], &state, None).unwrap();
         let text = std::fs::read_to_string(out).unwrap();
         assert!(text.starts_with(r#"{"id":"one"}"#), "{text}");
         assert!(
@@ -154,7 +190,7 @@ mod tests {
         let out = dir.path().join("out");
         let second = hook(&format!("touch {}", out.display()), None);
         let hooks = [hook("echo no such bridge >&2; exit 3", None), second];
-        let error = run("createRuntime", &hooks, &serde_json::json!({})).unwrap_err();
+        let error = run("createRuntime", &hooks, &serde_json::json!({}), None).unwrap_err();
         let said = error.to_string();
         assert!(
             said.contains("createRuntime") && said.contains("no such bridge"),
@@ -163,20 +199,53 @@ mod tests {
         assert!(!out.exists());
     }
 
+    /// A hook that never reads its input: how it failed. Nothing is left of it.
+    fn hangs(timeout: Option<u64>, cancel: Option<CancelToken>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
+        // More than a pipe holds.
+        let state = serde_json::json!({"annotations": {"long": "x".repeat(300_000)}});
+        let runs = || std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n'));
+        let (tell, told) = std::sync::mpsc::channel();
+        let (hooks, token) = ([hook(&script, timeout)], cancel.clone());
+        std::thread::spawn(move || tell.send(run("poststop", &hooks, &state, token.as_ref())));
+        if let Some(cancel) = cancel {
+            until("it does not begin", runs);
+            cancel.cancel();
+        }
+        let told = told.recv_timeout(Duration::from_secs(60));
+        let error = told.expect("it is waited for still").unwrap_err();
+        // A busy host may have ended it before it had a child.
+        if runs() {
+            let child = std::fs::read_to_string(pid).unwrap();
+            let stat = format!("/proc/{}/stat", child.trim());
+            until("its child lives", || {
+                !std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "))
+            });
+        }
+        error.to_string()
+    }
+
+    fn until(what: &str, mut ready: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !ready() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     #[test]
     fn a_hook_that_hangs_is_ended_at_its_timeout() {
-        let begun = Instant::now();
-        let error = run(
-            "poststop",
-            &[hook("sleep 100", Some(1))],
-            &serde_json::json!({}),
-        );
-        assert!(
-            error
-                .unwrap_err()
-                .to_string()
-                .contains("did not end within 1 s")
-        );
-        assert!(begun.elapsed() < Duration::from_secs(50));
+        let said = hangs(Some(1), None);
+        assert!(said.contains("did not end within 1 s"), "{said}");
+    }
+
+    #[test]
+    fn row_49_a_hook_that_hangs_is_ended_with_its_launch() {
+        for timeout in [None, Some(1000), Some(u64::MAX)] {
+            let said = hangs(timeout, Some(CancelToken::new().unwrap()));
+            assert!(said.contains("ended with the launch"), "{said}");
+        }
     }
 }

@@ -373,7 +373,8 @@ impl Course<'_> {
             self.life.set_poststop(self.hooks.poststop.clone());
         }
         for (point, hooks) in &self.hooks.create {
-            hooks::run(point, hooks, &self.life.record().oci_state()).map_err(hook_failure)?;
+            let state = self.life.record().oci_state();
+            hooks::run(point, hooks, &state, Some(self.life.cancel())).map_err(hook_failure)?;
         }
         self.life.created(&guest);
         watch_memory(guest, Arc::clone(self.life));
@@ -448,7 +449,8 @@ fn watch_memory(guest: Guest, life: Arc<Life>) {
 
 /// Hooks that fail here end the launch: so says OCI since 1.1, and so does runc.
 fn after_start(life: &Arc<Life>, hooks: &[Hook]) {
-    if let Err(error) = hooks::run("poststart", hooks, &life.record().oci_state()) {
+    let state = life.record().oci_state();
+    if let Err(error) = hooks::run("poststart", hooks, &state, Some(life.cancel())) {
         life.failed(Failed::new(FailureKind::Host, error));
         life.cancel().cancel();
     }

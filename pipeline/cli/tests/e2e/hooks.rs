@@ -1,12 +1,13 @@
 //! Hooks of the host: when each runs, what it is told, and what its failure does. The machines are the fake Firecracker's.
 
 use std::fs;
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::firecracker::{fake, fcpipe as command};
-use crate::world::{Leftovers, World, assert_code, skip_without_kernel};
+use crate::world::{Leftovers, World, assert_code, ended, skip_without_kernel};
 
 fn fcpipe(world: &World, arguments: &[&str]) -> Output {
     command(world).args(arguments).output().unwrap()
@@ -130,4 +131,42 @@ fn a_hook_that_fails_fails_create_or_start_and_nothing_is_left() {
     // One after the start ends the launch; one after the end is a warning.
     run(&["sleep", "1000"], "poststart", 125);
     run(&["exit", "4"], "poststop", 4);
+}
+
+/// Neither has a time of its own that would end the waiting.
+#[test]
+fn row_49_a_signal_ends_a_launch_whose_hook_hangs_and_one_whose_agent_says_nothing() {
+    if skip_without_kernel() {
+        return;
+    }
+    for control in ["", "guest silent"] {
+        let world = fake(control);
+        bundle(&world, &["true"], "none");
+        let begun = world.path("begun");
+        if control.is_empty() {
+            let config = world.path("bundle/config.json");
+            let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+            let script = format!("touch {}; exec sleep 1000", begun.display());
+            let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+            spec["hooks"]["createRuntime"] = json!([hook]);
+            fs::write(config, spec.to_string()).unwrap();
+        }
+        let mut command = command(&world);
+        command.args(["--progress", "quiet", "run", "--vmm", "firecracker"]);
+        command
+            .args(["--boot-timeout", "1000"])
+            .arg(world.path("bundle"));
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        if control.is_empty() {
+            crate::life::until(|| begun.exists());
+        } else {
+            crate::life::until(|| !world.process_ids("firecracker").is_empty());
+            // Until it has come to the agent, or not quite.
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(ended(&mut child).code(), Some(143), "{control}");
+        Leftovers::of(&world).assert_none();
+    }
 }
