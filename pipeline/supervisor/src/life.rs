@@ -227,19 +227,20 @@ impl Life {
         });
     }
 
-    /// Waits for that: how the process ended, or why nothing is known of it.
-    pub(crate) fn wait_over(&self) -> Result<ExitStatus, Failed> {
+    /// Waits for that: how the process ended, or why nothing is known of it. `None` where it is not over by then.
+    pub(crate) fn wait_over(&self, patience: Duration) -> Option<Result<ExitStatus, Failed>> {
+        let end = Instant::now() + patience;
         self.wait(|state| {
             if !state.over {
-                return None;
+                return (Instant::now() >= end).then_some(None);
             }
-            Some(state.record.exit.ok_or_else(|| {
+            Some(Some(state.record.exit.ok_or_else(|| {
                 let why = state.record.error.clone();
                 state
                     .failed
                     .clone()
                     .unwrap_or_else(|| refused(why.unwrap_or_default()))
-            }))
+            })))
         })
     }
 

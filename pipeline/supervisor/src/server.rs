@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use fcpipe_launch::Streams;
 use fcpipe_proto::host::{RunningProcess, short_path};
 use fcpipe_proto::process::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::life::{Life, refused};
 use crate::message::{ExecProcess, Failed, Reply, Request};
@@ -25,7 +26,7 @@ pub(crate) const SOCKET: &str = "control";
 const MOST: usize = 1000;
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a wait for a process looks whether its client is still there.
+/// How often a wait looks whether its client is still there.
 const STEP: Duration = Duration::from_millis(200);
 
 /// How often somebody who waits for the last client looks.
@@ -123,9 +124,14 @@ fn serve(stream: &UnixStream, life: &Arc<Life>) {
             life.cancel().cancel();
             Reply::Done
         }
-        Request::Wait => match life.wait_over() {
-            Ok(status) => Reply::Exited { status },
-            Err(failed) => Reply::Failed { failed },
+        Request::Wait => loop {
+            match life.wait_over(STEP) {
+                Some(Ok(status)) => break Reply::Exited { status },
+                Some(Err(failed)) => break Reply::Failed { failed },
+                // Whoever asks again and again, with a patience of its own, must not use up all places.
+                None if has_gone(stream) => return,
+                None => {}
+            }
         },
         Request::Exec { process, stdin } => {
             let _ = stream.set_read_timeout(None);
@@ -145,6 +151,13 @@ fn serve(stream: &UnixStream, life: &Arc<Life>) {
         },
     };
     let _ = send(stream, &reply, &[]);
+}
+
+/// Whether a client has closed its end.
+fn has_gone(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// Runs a process to its end. It ends with its client.
@@ -230,5 +243,59 @@ pub(crate) fn pass_on(request: &Request, process: &RunningProcess) {
             let _ = process.resize(*size);
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fcpipe_engine::CancelToken;
+    use fcpipe_proto::{ExitStatus, Process};
+
+    use super::*;
+    use crate::events::Events;
+    use crate::record::Record;
+
+    /// A launch without a machine, and where it listens.
+    fn life(dir: &Path) -> (Arc<Life>, Clients) {
+        let record = Record::new("one", Path::new("/bundle"), true, true);
+        let events = Events::open(dir, "one").unwrap();
+        let cancel = CancelToken::new().unwrap();
+        let own = Process::new(["x"]);
+        let life = Arc::new(Life::new(dir.to_owned(), record, events, own, cancel));
+        let clients = Clients::default();
+        listen(dir, Arc::clone(&life), clients.clone()).unwrap();
+        (life, clients)
+    }
+
+    fn until(what: &str, mut ready: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !ready() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn row_64_clients_that_waited_and_left_keep_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (life, clients) = life(dir.path());
+        let served = || clients.0.load(Ordering::Relaxed);
+        let ask = || {
+            let stream = UnixStream::connect(dir.path().join(SOCKET)).unwrap();
+            send(&stream, &Request::Wait, &[]).unwrap();
+            stream
+        };
+        let stays = ask();
+        let leave: Vec<_> = (0..20).map(|_| ask()).collect();
+        until("they are not served", || served() == 21);
+        drop(leave);
+        until("those that left are served still", || served() == 1);
+        life.over(Some(ExitStatus::Code { code: 4 }), None);
+        let (reply, _) = Receiver::new(stays).receive::<Reply>().unwrap().unwrap();
+        let Reply::Exited { status } = reply else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(status.shell_code(), 4);
+        until("it is served still", || served() == 0);
     }
 }
