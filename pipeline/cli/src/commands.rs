@@ -198,11 +198,13 @@ fn print(text: &str) -> Result<(), Complaint> {
 fn existing(directories: &Directories, id: &str) -> Result<Record, Complaint> {
     look(&directories.state, id)
         .map_err(Complaint::of)?
-        // runc's words, which other programs look for.
-        .ok_or_else(|| {
-            Complaint::new(format_args!("container {id:?} does not exist"))
-                .hint("`fcpipe ps` lists those of this user (sudo has others) and `--state-dir`")
-        })
+        .ok_or_else(|| missing(id))
+}
+
+/// There is no launch of that name: runc's words, which other programs look for.
+fn missing(id: &str) -> Complaint {
+    Complaint::new(format_args!("container {id:?} does not exist"))
+        .hint("`fcpipe ps` lists those of this user (sudo has others) and `--state-dir`")
 }
 
 /// Asks the supervisor of a launch for something that is done or refused.

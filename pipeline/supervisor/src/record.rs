@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use fcpipe_engine::{LaunchDir, LaunchDirError};
+use fcpipe_engine::{LaunchDir, LaunchDirError, chain};
 use fcpipe_proto::ExitStatus;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,11 @@ pub fn look(state: &Path, id: &str) -> Result<Option<Record>, LookError> {
         source,
     })?;
     Ok(match read {
+        Some(record) if record.id != id => {
+            let source = io::Error::other(format!("it is about launch {:?}", record.id));
+            let path = dir.join(FILE);
+            return Err(LookError::Read { path, source });
+        }
         Some(mut record) => {
             if !alive && record.status != Status::Stopped {
                 record.stop(None, Some(KILLED.to_owned()));
@@ -190,11 +195,19 @@ pub fn look(state: &Path, id: &str) -> Result<Option<Record>, LookError> {
     })
 }
 
-/// What is known of every launch, by name.
-pub fn look_at_all(state: &Path) -> Result<Vec<Record>, LookError> {
-    let ids = LaunchDir::list(state)?;
-    let looks = ids.iter().map(|id| look(state, id));
-    looks.filter_map(Result::transpose).collect()
+/// What is known of every launch, by name. One that can't be looked at is told, and hides no other.
+pub fn look_at_all(
+    state: &Path,
+    tell: &mut dyn FnMut(String),
+) -> Result<Vec<Record>, LaunchDirError> {
+    let mut records = Vec::new();
+    for id in LaunchDir::list(state)? {
+        match look(state, &id) {
+            Ok(record) => records.extend(record),
+            Err(error) => tell(format!("warning: launch {id}: {}", chain(&error))),
+        }
+    }
+    Ok(records)
 }
 
 /// Said of a launch whose supervisor did not live to say how it ended.
@@ -224,7 +237,32 @@ mod tests {
         assert_eq!(seen.error.as_deref(), Some(KILLED));
         assert!(look(state.path(), "two").unwrap().is_none());
         assert!(look(state.path(), "../one").unwrap().is_none());
-        assert_eq!(look_at_all(state.path()).unwrap().len(), 1);
+        let mut told = Vec::new();
+        let all = look_at_all(state.path(), &mut |line| told.push(line)).unwrap();
+        assert_eq!((all.len(), told.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_read_hides_no_other_launch() {
+        let state = tempfile::tempdir().unwrap();
+        let launches = ["a", "b", "c", "d"].map(|id| LaunchDir::claim(state.path(), id).unwrap());
+        for launch in &launches {
+            let record = Record::new(launch.id(), Path::new("/bundle"), true, true);
+            record.write(launch.path()).unwrap();
+        }
+        std::fs::write(launches[0].path().join(FILE), "{\"id\": \"a").unwrap();
+        let another = Record::new("../../b", Path::new("/bundle"), true, true);
+        another.write(launches[1].path()).unwrap();
+        let mut told = Vec::new();
+        let all = look_at_all(state.path(), &mut |line| told.push(line)).unwrap();
+        let ids: Vec<&str> = all.iter().map(|record| record.id.as_str()).collect();
+        assert_eq!(ids, ["c", "d"]);
+        assert!(
+            told.len() == 2
+                && told[0].contains("launch a")
+                && told[1].contains("about launch \"../../b\""),
+            "{told:?}"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use fcpipe_supervisor::{Request, Status, connect, delete, look};
 
-use super::{Outcome, clean_up, existing, note};
+use super::{Outcome, clean_up, missing, note};
 use crate::arguments::{Delete, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -17,10 +17,11 @@ pub(crate) fn run(global: &Global, arguments: &Delete) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     clean_up(&directories, &mut note)?;
     let id = &arguments.id;
-    let record = match existing(&directories, id) {
+    let record = match look(&directories.state, id).map_err(Complaint::of)? {
+        Some(record) => record,
         // As rm -f, and as runc.
-        Err(_) if arguments.force => return Ok(0),
-        record => record?,
+        None if arguments.force => return Ok(0),
+        None => return Err(missing(id)),
     };
     if record.status != Status::Stopped {
         if !arguments.force {

@@ -32,10 +32,12 @@ pub(crate) fn run(global: &Global, arguments: &Events) -> Outcome {
         };
         let mut ended = true;
         for id in &ids {
-            let stopped = look(&directories.state, id)
-                .map_err(Complaint::of)?
-                .is_none_or(|record| record.status == Status::Stopped);
-            ended &= stopped;
+            let record = match look(&directories.state, id) {
+                // Of all launches: one that can't be looked at hides no other.
+                Err(_) if arguments.id.is_none() => None,
+                looked => looked.map_err(Complaint::of)?,
+            };
+            ended &= record.is_none_or(|record| record.status == Status::Stopped);
             let lines = open
                 .entry(id.clone())
                 .or_insert_with(|| EventLines::open(&directories.state.join(id)));

@@ -14,7 +14,7 @@ pub(crate) fn run(global: &Global, arguments: &Metrics) -> Outcome {
     clean_up(&directories, &mut note)?;
     let ids = match &arguments.id {
         Some(id) => vec![existing(&directories, id)?.id],
-        None => look_at_all(&directories.state)
+        None => look_at_all(&directories.state, &mut note)
             .map_err(Complaint::of)?
             .into_iter()
             .filter(|record| matches!(record.status, Status::Created | Status::Running))

@@ -14,7 +14,7 @@ use crate::render::harmless;
 pub(crate) fn ps(global: &Global) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     clean_up(&directories, &mut note)?;
-    let records = look_at_all(&directories.state).map_err(Complaint::of)?;
+    let records = look_at_all(&directories.state, &mut note).map_err(Complaint::of)?;
     let mut text = String::new();
     match global.format {
         Format::Json => {
