@@ -1,14 +1,23 @@
 //! One maker per key, among the threads of this process and among all processes.
 
 use std::fs::File;
+use std::io;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation};
+use rustix::io::Errno;
 
 use super::{Store, StoreError};
 use crate::cancel::CancelToken;
 use crate::digest::Key;
 use crate::fsutil;
+
+/// What the system says where something that is no file is opened as one.
+const NO_FILE: [Option<i32>; 3] = [
+    Some(Errno::ISDIR.raw_os_error()),
+    Some(Errno::LOOP.raw_os_error()),
+    Some(Errno::NXIO.raw_os_error()),
+];
 
 /// The right to make a key's output. The kernel gives it back when the holder dies, however it dies.
 #[derive(Debug)]
@@ -30,7 +39,7 @@ impl Store {
         let io = |e| self.io(&self.root.join("locks").join(&name), e);
         let mut pause = Duration::from_millis(1);
         loop {
-            let file = fsutil::open_lock(&self.locks, name.as_str()).map_err(io)?;
+            let file = self.lock_of(&name).map_err(io)?;
             // A blocking flock could not be cancelled, so this looks again and again, soon at first.
             while !fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io)? {
                 if cancel.wait_timeout(pause) {
@@ -49,12 +58,24 @@ impl Store {
         }
     }
 
+    fn lock_of(&self, name: &str) -> io::Result<File> {
+        let open = || fsutil::open_lock(&self.locks, name);
+        match open() {
+            // A directory, a symlink, a socket: no lock of anybody's.
+            Err(e) if NO_FILE.contains(&e.raw_os_error()) => {
+                self.put_aside(&self.locks, &name);
+                open()
+            }
+            file => file,
+        }
+    }
+
     /// The same without waiting; `None` if somebody has it.
     pub(super) fn try_flight(&self, key: &Key) -> Result<Option<Flight<'_>>, StoreError> {
         let name = key.to_string();
         let io = |e| self.io(&self.root.join("locks").join(&name), e);
         loop {
-            let file = fsutil::open_lock(&self.locks, name.as_str()).map_err(io)?;
+            let file = self.lock_of(&name).map_err(io)?;
             if !fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io)? {
                 return Ok(None);
             }

@@ -31,7 +31,7 @@ mod verify;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -235,6 +235,20 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Takes away what stands in the place of a file or a directory of the store's and is something else: damage that costs time,
+    /// and nothing else. A directory with something in it is put among the temporary files and stays there.
+    fn put_aside(&self, dir: impl AsFd, name: &(impl rustix::path::Arg + Copy)) {
+        tracing::warn!("something in the store is not what it should be, and is put aside");
+        let aside = format!("aside.{}", fsutil::nonce());
+        if rustix::fs::renameat(dir, *name, &self.tmp, aside.as_str()).is_ok()
+            && rustix::fs::unlinkat(&self.tmp, aside.as_str(), AtFlags::empty()).is_err()
+        {
+            let _ = rustix::fs::unlinkat(&self.tmp, aside.as_str(), AtFlags::REMOVEDIR);
+        }
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         for (name, _lock) in lock(&self.scratch).drain(..) {
@@ -281,7 +295,15 @@ impl<'s> NamedTmp<'s> {
 
     /// Moves the file to `name` in `dir`, over whatever is there.
     fn rename(mut self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        rustix::fs::renameat(&self.store.tmp, self.name.as_str(), dir, name)?;
+        let rename = || rustix::fs::renameat(&self.store.tmp, self.name.as_str(), dir, name);
+        match rename() {
+            // A directory.
+            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                self.store.put_aside(dir, &name);
+                rename()?;
+            }
+            renamed => renamed?,
+        }
         self.moved = true;
         Ok(())
     }

@@ -270,14 +270,24 @@ impl Store {
     /// The directory of a key's objects.
     pub(super) fn key_dir(&self, key: &Key, make: bool) -> Result<std::os::fd::OwnedFd, Errno> {
         let name = key.to_string();
-        if make {
-            match rustix::fs::mkdirat(&self.objects, name.as_str(), Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
+        let open = || {
+            if make {
+                match rustix::fs::mkdirat(&self.objects, name.as_str(), Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
             }
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&self.objects, name.as_str(), flags, Mode::empty())
+        };
+        match open() {
+            // A file or a symlink.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                self.put_aside(&self.objects, &name.as_str());
+                open()
+            }
+            dir => dir,
         }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.objects, name.as_str(), flags, Mode::empty())
     }
 
     /// The object of this id if it is there and as long as it should be. One stat; nothing is read.
@@ -345,6 +355,7 @@ impl Store {
             if !leased {
                 match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT) => {}
+                    Err(Errno::ISDIR) => self.put_aside(&dir, &name),
                     Err(errno) => return Err(io(errno)),
                 }
             }

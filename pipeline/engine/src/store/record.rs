@@ -220,8 +220,13 @@ impl Store {
     }
 
     pub(super) fn remove_record(&self, key: &Key) -> Result<(), StoreError> {
-        match rustix::fs::unlinkat(&self.records, key.to_string(), AtFlags::empty()) {
+        let name = key.to_string();
+        match rustix::fs::unlinkat(&self.records, name.as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => {
+                self.put_aside(&self.records, &name.as_str());
+                Ok(())
+            }
             Err(errno) => Err(self.io(&self.root.join("records"), errno.into())),
         }
     }

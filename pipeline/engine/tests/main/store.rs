@@ -148,6 +148,52 @@ fn row_36_damage_costs_time_and_nothing_else() {
 }
 
 #[test]
+fn row_36_things_of_another_kind_cost_time_and_nothing_else() {
+    let place = Place::new();
+    filled(&place, 5000);
+    let v1 = place.cache().join("v1");
+    let key = only_file(&v1.join("records"));
+    let key = key.file_name().unwrap();
+    let full = |path: &Path| {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("somebody's"), "").unwrap();
+    };
+    type Kind<'a> = (&'a str, &'a dyn Fn(&Path));
+    let kinds: [Kind<'_>; 6] = [
+        ("a directory", &|path| fs::create_dir(path).unwrap()),
+        ("a directory with something in it", &full),
+        ("a symlink", &|path| {
+            std::os::unix::fs::symlink("/nowhere", path).unwrap()
+        }),
+        ("a symlink to a directory", &|path| {
+            std::os::unix::fs::symlink("/", path).unwrap()
+        }),
+        ("a socket", &|path| {
+            let (kind, mode) = (rustix::fs::FileType::Socket, rustix::fs::Mode::RUSR);
+            rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+        }),
+        ("a file", &|path| fs::write(path, "x").unwrap()),
+    ];
+    for (kind, make) in kinds {
+        for part in ["records", "notes", "locks", "objects", "object"] {
+            let path = match part {
+                "object" => only_file(&only_file(&v1.join("objects"))),
+                part => v1.join(part).join(key),
+            };
+            if fs::remove_file(&path).is_err() {
+                let _ = fs::remove_dir_all(&path);
+            }
+            make(&path);
+            let what = format!("{kind} among the {part}");
+            let (result, _) = fill(Store::open(&place.cache()).unwrap(), 5000, false);
+            assert!(result.is_ok(), "{what}: {result:?}");
+            assert_eq!(filled(&place, 5000), Outcome::Hit, "{what}");
+            only_file(&only_file(&v1.join("objects")));
+        }
+    }
+}
+
+#[test]
 fn row_36_a_record_does_not_answer_for_another_key() {
     let place = Place::new();
     filled(&place, 1);
