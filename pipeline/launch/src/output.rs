@@ -1,7 +1,7 @@
 //! `build -o`: an image written to a path of the user's. It is not kept twice: the record remembers the file
 //! itself, and is good as long as that is still the file that was written.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,8 +36,17 @@ struct Stamp {
 }
 
 impl BuiltFile {
+    /// The file that was written and put at `path`. It is asked itself: at the path there may be another's by now.
+    fn of(file: &File, path: &Path) -> std::io::Result<Self> {
+        Self::new(&file.metadata()?, path)
+    }
+
+    /// What is at a path now.
     fn look_at(path: &Path) -> std::io::Result<Self> {
-        let meta = std::fs::metadata(path)?;
+        Self::new(&std::fs::metadata(path)?, path)
+    }
+
+    fn new(meta: &Metadata, path: &Path) -> std::io::Result<Self> {
         Ok(BuiltFile {
             path: path.to_path_buf(),
             size: meta.len(),
@@ -103,8 +112,8 @@ impl Stage for WriteImage {
         cx.phase("copy", || plan.write(cx, output.file(), self.journal))?;
         cx.phase("seal", || {
             // A record of another boot is no hit, so what a power cut takes is noticed.
-            output.commit(Durability::Process).map_err(failed)?;
-            BuiltFile::look_at(&self.path)
+            let file = output.commit(Durability::Process).map_err(failed)?;
+            BuiltFile::of(&file, &self.path)
                 .map_err(|e| cx.fail(FailureKind::Host, self.path.display(), e))
         })
     }
@@ -114,4 +123,27 @@ impl Stage for WriteImage {
 pub(crate) fn digest(path: &Path) -> std::io::Result<Digest> {
     let file = File::open(path)?;
     Ok(fcpipe_ext4::digest_file(&file, None)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is known of an output at `path`, after `then` was done there.
+    fn kept(path: &Path, then: impl FnOnce()) -> Kept {
+        let output = OutputFile::create(path).unwrap();
+        let file = output.commit(Durability::Process).unwrap();
+        then();
+        BuiltFile::of(&file, path).unwrap().keep().unwrap()
+    }
+
+    #[test]
+    fn row_51_an_output_that_another_build_has_replaced_is_not_taken_for_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        assert!(BuiltFile::recall(kept(&path, || ())).is_some());
+        // Of the same length, and right after it.
+        let other = || drop(kept(&path, || ()));
+        assert_eq!(BuiltFile::recall(kept(&path, other)), None);
+    }
 }
