@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The version of the format that [`crate::layout`] writes. It goes up whenever the same [`fcpipe_tree::Tree`]
 /// and [`Options`] come to give other bytes, and it belongs into every key of a stored image.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// What can be chosen about an image. The default is what a disposable root wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

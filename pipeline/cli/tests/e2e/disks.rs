@@ -13,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::probe::probe;
 use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
 
 use bed::{Mounted, compare, contents, images, lines, run, walk, world_with_tree, xfs};
@@ -29,6 +30,42 @@ fn needs_root_qemu_the_guest_sees_the_source_with_snapshot() {
     if !skip(not_root()) && !skip_without_machine() {
         the_guest_sees_the_source("snapshot", None);
     }
+}
+
+/// The guest's kernel makes sure of each value that is not beside its name, and does so in its own version's way.
+#[test]
+fn needs_root_qemu_row_21_large_attributes_with_any_names_are_read_by_the_guest() {
+    // An ext4 of the host's may have no room for what is larger than a block.
+    let Some(xfs) = (!skip_without_machine()).then(xfs).flatten() else {
+        return;
+    };
+    let source = xfs.path("tree");
+    for (file, name) in [
+        ("plain", "user.plain"),
+        ("umlaut", "user.für"),
+        ("kanji", "user.名"),
+    ] {
+        fs::create_dir_all(&source).unwrap();
+        let file = source.join(file);
+        fs::write(&file, "").unwrap();
+        for (number, size) in [(1, 3000), (2, 3500), (3, 60_000)] {
+            let name = format!("{name}{number}");
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(&file, name, &vec![b'x'; size], flags).unwrap();
+        }
+    }
+    let world = World::new();
+    let mount = json!({"destination": "/mnt", "type": "bind", "source": &source});
+    let bundle = world.bundle(&["/bin/probe", "walk", "/mnt"], &[mount]);
+    fs::copy(probe(), bundle.join("rootfs/bin/probe")).unwrap();
+    let output = world
+        .with_kernel()
+        .arg("run")
+        .arg(&bundle)
+        .output()
+        .unwrap();
+    compare(walk(&source, &[]), lines(output));
+    Leftovers::of(&world).assert_none();
 }
 
 #[test]
