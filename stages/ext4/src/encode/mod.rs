@@ -92,7 +92,7 @@ struct Job<'b> {
 enum Out<'b> {
     None,
     One(&'b mut [u8]),
-    /// The disk's order put something in between.
+    /// They are not in one piece on the disk, or not in this order.
     Many(Vec<&'b mut [u8]>),
 }
 
@@ -130,12 +130,13 @@ impl<'b> Out<'b> {
 /// The image's map, with all of its metadata.
 pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
     let mut groups = Groups::new(decided);
-    let (sections, mut parts) = list(decided, &groups);
-    parts.sort_unstable_by_key(|part| part.block);
+    let (sections, parts) = list(decided, &groups);
+    let mut on_disk: Vec<usize> = (0..parts.len()).collect();
+    on_disk.sort_unstable_by_key(|&at| parts[at].block);
 
     let mut extents: Vec<MapExtent> = Vec::new();
     let mut size = 0;
-    for part in &parts {
+    for part in on_disk.iter().map(|&at| &parts[at]) {
         match extents.last_mut() {
             Some(last) if last.block + u64::from(last.blocks) == part.block => {
                 last.blocks += part.blocks;
@@ -158,11 +159,14 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
             out: Out::None,
         })
         .collect();
+    let mut places: Vec<&mut [u8]> = parts.iter().map(|_| Default::default()).collect();
     let mut rest = metadata.as_mut_slice();
-    for part in &parts {
-        let (here, after) = rest.split_at_mut(part.blocks as usize * BLOCK);
-        jobs[part.section as usize].out.push(here);
-        rest = after;
+    for at in on_disk {
+        (places[at], rest) = rest.split_at_mut(parts[at].blocks as usize * BLOCK);
+    }
+    // In the section's order and not in the disk's: what grew near an earlier image may have its last blocks before its first.
+    for (part, place) in parts.iter().zip(places) {
+        jobs[part.section as usize].out.push(place);
     }
     drop(parts);
 
@@ -195,7 +199,7 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
     }
 }
 
-/// All sections, and their parts in no particular order.
+/// All sections, and the parts of each in its order.
 fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
     let Decided {
         content,
