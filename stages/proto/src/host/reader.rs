@@ -67,6 +67,9 @@ fn take(shared: &Shared, frame: Frame) -> Result<(), ProtoError> {
 fn started(state: &State, stream: StreamId) -> Result<(), ProtoError> {
     match state.processes.get(&stream.process()).map(|p| &p.phase) {
         Some(Phase::Running | Phase::Exited(_)) => Ok(()),
+        // It is over and forgotten, and whoever read its output wanted no more: the rest may still be under way. Whether the
+        // stream is open is another's to judge.
+        None if stream.process().get() < state.next_process => Ok(()),
         _ => Err(ProtoError::broken(format!(
             "output of process {}, which was not started",
             stream.process()

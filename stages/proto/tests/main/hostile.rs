@@ -225,6 +225,53 @@ fn row_47_output_before_the_start_ends_the_connection() {
     drop(guest.join());
 }
 
+/// No guest breaks a rule with these: an exit overtakes output, and nobody may ask about its process any more when that comes.
+#[test]
+fn row_56_what_comes_late_of_a_process_whose_readers_have_gone_harms_no_other() {
+    struct Gone;
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (session, _, mut raw) = connect(false);
+    let guest = thread::spawn(move || {
+        raw.request();
+        raw.json(r#"{"type":"started","process":1}"#);
+        for stream in [5, 6] {
+            raw.frame(&Frame::Data(id(stream), vec![1]));
+        }
+        raw.json(r#"{"type":"exited","process":1,"status":{"how":"code","code":0}}"#);
+        raw
+    });
+    let process = Process::new(["x"]);
+    let running = session.start(&process, stdio(Gone, Gone), soon()).unwrap();
+    running.wait(Some(soon())).unwrap();
+    drop(running);
+    let mut raw = guest.join().unwrap();
+    for stream in [5, 6] {
+        raw.frame(&Frame::Data(id(stream), vec![2]));
+        raw.frame(&Frame::Eof(id(stream)));
+    }
+    let guest = thread::spawn(move || {
+        if let HostMessage::Stats { request } = raw.request() {
+            raw.json(&format!(
+                r#"{{"type":"stats","request":{request},"stats":{{}}}}"#
+            ));
+        }
+        raw
+    });
+    session.stats(soon()).unwrap();
+    // Twice is once too often.
+    let mut raw = guest.join().unwrap();
+    raw.frame(&Frame::Eof(id(5)));
+    let ended = session.wait_oom(0, Some(soon())).unwrap_err();
+    broken(&ended, "not open");
+}
+
 #[test]
 fn row_46_a_guest_that_ignores_its_credit_is_cut_off() {
     // A writer that takes nothing, so that no credit is given back.
