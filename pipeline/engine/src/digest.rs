@@ -85,7 +85,7 @@ impl FromStr for Digest {
             return Err(bad());
         }
         let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0.iter()) {
             let (Some(high), Some(low)) = (value(pair[0]), value(pair[1])) else {
                 return Err(bad());
             };

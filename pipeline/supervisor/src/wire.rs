@@ -127,9 +127,6 @@ impl Read for Receiver {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-    use std::os::fd::AsFd as _;
-
     use super::*;
 
     #[test]

@@ -62,7 +62,7 @@ pub(crate) fn encode_root(pieces: &[Piece], tree: &[Piece], out: &mut [u8; 60]) 
     let Some(top) = levels(extents).last() else {
         let header = header(extents, IN_INODE, 0);
         out[..12].copy_from_slice(header.as_bytes());
-        for (leaf, slot) in leaves(pieces).zip(out[12..].chunks_exact_mut(12)) {
+        for (leaf, slot) in leaves(pieces).zip(out[12..].as_chunks_mut::<12>().0.iter_mut()) {
             slot.copy_from_slice(leaf.as_bytes());
         }
         return;
@@ -76,7 +76,10 @@ pub(crate) fn encode_root(pieces: &[Piece], tree: &[Piece], out: &mut [u8; 60]) 
     let starts = leaves(pieces)
         .step_by(below)
         .map(|leaf| leaf.ee_block.get());
-    for ((i, start), slot) in starts.enumerate().zip(out[12..].chunks_exact_mut(12)) {
+    for ((i, start), slot) in starts
+        .enumerate()
+        .zip(out[12..].as_chunks_mut::<12>().0.iter_mut())
+    {
         let index = index(start, nth_block(tree, first + i));
         slot.copy_from_slice(index.as_bytes());
     }
@@ -85,16 +88,16 @@ pub(crate) fn encode_root(pieces: &[Piece], tree: &[Piece], out: &mut [u8; 60]) 
 /// Writes the blocks of a tree that are at `tree`, the leaves first. Nothing if there are none.
 pub(crate) fn encode_tree(seed: Seed, pieces: &[Piece], tree: &[Piece], out: &mut [u8]) {
     let extents = count(pieces);
-    let mut blocks = out.chunks_exact_mut(4096);
+    let mut blocks = out.as_chunks_mut::<4096>().0.iter_mut();
     // First file blocks of what the level below holds, one for each of its blocks.
     let mut starts: Vec<u32> = Vec::new();
     let mut first_below = 0;
     for (depth, size) in levels(extents).enumerate() {
-        let level: Vec<&mut [u8]> = blocks.by_ref().take(size).collect();
+        let level = blocks.by_ref().take(size);
         let mut here = Vec::with_capacity(size);
         if depth == 0 {
             let mut leaves = leaves(pieces);
-            for (block, count) in level.into_iter().zip(fills(extents)) {
+            for (block, count) in level.zip(fills(extents)) {
                 let mut first = None;
                 fill(seed, block, depth, count, || {
                     leaves.next().inspect(|leaf| {
@@ -105,7 +108,7 @@ pub(crate) fn encode_tree(seed: Seed, pieces: &[Piece], tree: &[Piece], out: &mu
             }
         } else {
             let mut below = starts.iter().enumerate();
-            for (block, count) in level.into_iter().zip(fills(starts.len())) {
+            for (block, count) in level.zip(fills(starts.len())) {
                 let mut first = None;
                 fill(seed, block, depth, count, || {
                     below.next().map(|(i, &start)| {
@@ -136,7 +139,7 @@ fn fill<T: IntoBytes + zerocopy::Immutable>(
     mut next: impl FnMut() -> Option<T>,
 ) {
     block[..12].copy_from_slice(header(count, IN_BLOCK, depth).as_bytes());
-    for slot in block[12..].chunks_exact_mut(12).take(count) {
+    for slot in block[12..].as_chunks_mut::<12>().0.iter_mut().take(count) {
         if let Some(entry) = next() {
             slot.copy_from_slice(entry.as_bytes());
         }

@@ -385,7 +385,7 @@ fn from_hex(digits: &str) -> Option<Vec<u8>> {
         return None;
     }
     let digit = |d: &u8| char::from(*d).to_digit(16);
-    let pairs = digits.as_bytes().chunks_exact(2);
+    let pairs = digits.as_bytes().as_chunks::<2>().0.iter();
     pairs
         .map(|pair| u8::try_from(digit(&pair[0])? * 16 + digit(&pair[1])?).ok())
         .collect()

@@ -487,8 +487,8 @@ impl Shared {
     pub(crate) fn stop(&self) {
         let mut state = self.state();
         state.stopping = true;
-        let threads: Vec<_> = state.workers.drain(..).collect();
-        let waiters: Vec<_> = state.waiters.drain(..).collect();
+        let threads = std::mem::take(&mut state.workers);
+        let waiters = std::mem::take(&mut state.waiters);
         drop(state);
         self.sched.work.notify_all();
         for thread in threads.into_iter().chain(waiters) {

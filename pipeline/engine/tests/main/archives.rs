@@ -315,18 +315,15 @@ fn what_is_damaged_or_not_there_is_not_exported() {
 
 #[test]
 fn it_can_be_cancelled_at_every_look() {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicI32, Ordering};
     let place = Place::new();
     let (store, objects) = filled(&place, &[1, 2]);
     let keys: Vec<Key> = objects.iter().map(|object| object.id.key()).collect();
     let path = place.dir.path().join("out.tar");
     let mut looks = 0;
     loop {
-        let left = AtomicU32::new(looks);
-        let cancelled = || {
-            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-                .is_err()
-        };
+        let left = AtomicI32::new(looks);
+        let cancelled = || left.fetch_sub(1, Ordering::SeqCst) <= 0;
         match store.export(&keys, &path, 1, &cancelled) {
             Err(ArchiveError::Cancelled) => assert!(!path.exists()),
             Ok(_) => break,

@@ -416,7 +416,7 @@ fn libseccomp(python: &str, wanted: &Wanted) -> Vec<Instruction> {
         .unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{script}");
-    let instruction = |bytes: &[u8]| {
+    let instruction = |bytes: &[u8; 8]| {
         let k = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         Instruction(
             u16::from_le_bytes([bytes[0], bytes[1]]),
@@ -425,5 +425,11 @@ fn libseccomp(python: &str, wanted: &Wanted) -> Vec<Instruction> {
             k,
         )
     };
-    output.stdout.chunks_exact(8).map(instruction).collect()
+    output
+        .stdout
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(instruction)
+        .collect()
 }

@@ -116,7 +116,10 @@ impl<'t> Htree<'t> {
             let blocks = &mut inner_blocks[begin as usize * 4096..end as usize * 4096];
             let mut parents = Vec::with_capacity(count as usize);
             let groups = children.chunks(NODE_FILL);
-            for (i, (group, block)) in groups.zip(blocks.chunks_exact_mut(4096)).enumerate() {
+            for (i, (group, block)) in groups
+                .zip(blocks.as_chunks_mut::<4096>().0.iter_mut())
+                .enumerate()
+            {
                 encode_node(seed, group, block);
                 parents.push(Child {
                     hash: group[0].hash,
@@ -135,7 +138,7 @@ impl<'t> Htree<'t> {
             .copied()
             .chain([self.names.len() as u32]);
         let ranges = self.leaves.iter().zip(ends);
-        for ((&begin, end), block) in ranges.zip(blocks.chunks_exact_mut(4096)) {
+        for ((&begin, end), block) in ranges.zip(blocks.as_chunks_mut::<4096>().0.iter_mut()) {
             let mut leaf = Leaf::new(block);
             for hashed in &self.names[begin as usize..end as usize] {
                 leaf.push(&hashed.name);

@@ -26,7 +26,7 @@ pub(super) fn encode<'t>(
         leaf.push(&name);
     }
     leaf.finish(seed);
-    for block in rest.chunks_exact_mut(4096) {
+    for block in rest.as_chunks_mut::<4096>().0 {
         Leaf::new(block).finish(seed);
     }
 }

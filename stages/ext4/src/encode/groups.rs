@@ -154,7 +154,9 @@ impl Groups {
         let geometry = decided.geometry;
         let mut out = vec![0; geometry.gdt_blocks as usize * 4096];
         for (i, slot) in out
-            .chunks_exact_mut(DESC_SIZE)
+            .as_chunks_mut::<DESC_SIZE>()
+            .0
+            .iter_mut()
             .enumerate()
             .take(self.all.len())
         {

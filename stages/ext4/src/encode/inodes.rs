@@ -16,7 +16,10 @@ use crate::xattrs;
 /// Writes the inodes from `first` on into blocks of a table.
 pub(super) fn encode_table(decided: &Decided<'_>, first: InodeNo, out: &mut [u8]) {
     let in_use = first.0..=decided.last_inode;
-    for (ino, slot) in in_use.map(InodeNo).zip(out.chunks_exact_mut(INODE_SIZE)) {
+    for (ino, slot) in in_use
+        .map(InodeNo)
+        .zip(out.as_chunks_mut::<INODE_SIZE>().0.iter_mut())
+    {
         encode(decided, ino, slot);
     }
 }

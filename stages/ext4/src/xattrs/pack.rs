@@ -175,10 +175,8 @@ fn entry_hash(name: &[u8], value: &[u8]) -> u32 {
     for &byte in name {
         hash = hash.rotate_left(5) ^ i32::from(byte.cast_signed()) as u32;
     }
-    for word in value.chunks_exact(4) {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(word);
-        hash = hash.rotate_left(16) ^ u32::from_le_bytes(bytes);
+    for word in value.as_chunks::<4>().0 {
+        hash = hash.rotate_left(16) ^ u32::from_le_bytes(*word);
     }
     hash
 }

@@ -425,7 +425,7 @@ impl Program {
         for address in addresses {
             let next = self.asm.label();
             let octets = address.octets();
-            for (number, word) in (0_u32..).zip(octets.chunks_exact(4)) {
+            for (number, word) in (0_u32..).zip(octets.as_chunks::<4>().0.iter()) {
                 self.asm.load_word(at + number * 4);
                 let word = u32::from_be_bytes([word[0], word[1], word[2], word[3]]);
                 self.asm.unless_equal(word, next);

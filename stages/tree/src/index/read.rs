@@ -195,7 +195,9 @@ impl Block {
         let body = self.body(row);
         let hash = if row.is(flag::HASHED) { 32 } else { 0 };
         body[..body.len().saturating_sub(hash)]
-            .chunks_exact(8)
+            .as_chunks::<8>()
+            .0
+            .iter()
             .map(|run| DataRun {
                 start: word(&run[..4]),
                 end: word(&run[4..]),
