@@ -24,6 +24,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("tcpdump", "tcpdump"),
     ("ping", "iputils-ping"),
+    ("sysctl", "procps"),
     ("setfacl", "acl"),
     ("setfattr", "attr"),
     ("setcap", "libcap2-bin"),

@@ -25,10 +25,13 @@ pub(crate) fn downloads() -> PathBuf {
     target().join("setup")
 }
 
-/// A command that runs at the checkout's top.
+/// A command that runs at the checkout's top, and finds what [`find`] does.
 pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root());
+    if let Ok(path) = std::env::join_paths(search_path()) {
+        command.env("PATH", path);
+    }
     command
 }
 
@@ -58,14 +61,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Whether a program is on the PATH, in cargo's own directory, or where only root looks.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    search_path()
+        .into_iter()
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
+}
+
+fn search_path() -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = std::env::var_os("PATH")
         .map(|path| std::env::split_paths(&path).collect())
         .unwrap_or_default();
     dirs.extend(cargo_bin());
     dirs.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    dirs.into_iter()
-        .map(|dir| dir.join(program))
-        .find(|path| path.is_file())
+    dirs
 }
 
 /// Where `cargo install` puts programs.
