@@ -171,8 +171,10 @@ fn kernel() -> Result<()> {
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|name| name.starts_with("linux-image"))
         .ok_or_else(|| format!("apt-cache depends {KERNEL} names no kernel"))?;
+    // It is this user's file: apt's own user may not write here, of which it warns where it is asked by root.
+    let user = "APT::Sandbox::User=root";
     check(
-        command("apt-get", &["download", "-q", package])
+        command("apt-get", &["download", "-q", "-o", user, package])
             .current_dir(&dir)
             .stdout(Stdio::null()),
     )?;
