@@ -1,7 +1,6 @@
 //! Building the program as it is given away: optimized, and one file that needs no library of the host.
 //!
-//! Without a loader a process starts in two thirds of the time and forks with a third of the mappings; a launch has three
-//! of each (docs/performance.md). It is linked with `cargo build --target`, as cargo refuses this for build scripts' own target,
+//! Without a loader a process starts and forks sooner, and a launch has several of both (docs/performance.md). It is linked with `cargo build --target`, as cargo refuses this for build scripts' own target,
 //! and stays position-independent.
 
 use std::path::{Path, PathBuf};

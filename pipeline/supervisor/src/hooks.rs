@@ -159,6 +159,7 @@ fn nameless() -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::until;
 
     fn hook(script: &str, timeout: Option<u64>) -> Hook {
         Hook {
@@ -225,14 +226,6 @@ mod tests {
             });
         }
         error.to_string()
-    }
-
-    fn until(what: &str, mut ready: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while !ready() {
-            assert!(Instant::now() < end, "{what}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     #[test]

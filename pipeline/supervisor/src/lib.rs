@@ -54,3 +54,17 @@ pub use record::{LookError, Record, Status, look, look_at_all};
 pub use stats::{HostStats, Stats, prometheus_types};
 pub use supervise::{Bond, Ended, OpenHost, Order};
 pub use tail::{Entries, Entry, EventLines};
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    /// Waits for what another thread or process does; `what` is said where it does not come.
+    pub(crate) fn until(what: &str, mut ready: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !ready() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -254,6 +254,7 @@ mod tests {
     use super::*;
     use crate::events::Events;
     use crate::record::Record;
+    use crate::tests::until;
 
     /// A launch without a machine, and where it listens.
     fn life(dir: &Path) -> (Arc<Life>, Clients) {
@@ -265,14 +266,6 @@ mod tests {
         let clients = Clients::default();
         listen(dir, Arc::clone(&life), clients.clone()).unwrap();
         (life, clients)
-    }
-
-    fn until(what: &str, mut ready: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while !ready() {
-            assert!(Instant::now() < end, "{what}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     #[test]

@@ -233,13 +233,12 @@ impl Store {
         }
         Ok(())
     }
-}
 
-impl Store {
     /// Takes away what stands in the place of a file or a directory of the store's and is something else: damage that costs time,
     /// and nothing else. A directory with something in it is put among the temporary files and stays there.
     fn put_aside(&self, dir: impl AsFd, name: &(impl rustix::path::Arg + Copy)) {
-        tracing::warn!("something in the store is not what it should be, and is put aside");
+        let what = name.to_string_lossy();
+        tracing::warn!("{what:?} in the store is not what it should be, and is put aside");
         let aside = format!("aside.{}", fsutil::nonce());
         if rustix::fs::renameat(dir, *name, &self.tmp, aside.as_str()).is_ok()
             && rustix::fs::unlinkat(&self.tmp, aside.as_str(), AtFlags::empty()).is_err()
