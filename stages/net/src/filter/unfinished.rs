@@ -20,7 +20,8 @@
 //! - `bpf_skb_change_tail` refuses (EINVAL) to make a frame shorter than where its unfinished checksum ends. Asked for one byte less than a
 //!   frame may have there, it must refuse. If it does not, the frame is cut, and dropped.
 //!
-//! Both have been so since there are these helpers (Linux 4.9, `net/core/filter.c`; the size of segments takes 5.7), and tests with frames see whether they are.
+//! Both were so since there are these helpers (Linux 4.9, `net/core/filter.c`; the size of segments takes 5.7), and tests with frames see whether they are. Kernels
+//! with "bpf: Fix bpf_skb_change_tail wrt csum partial skbs" (Debian's 6.1.192 is one) cut without refusing: there all unfinished checksums are dropped (docs/network.md).
 //! Reading the kernel's own structure instead would take BTF and Linux 6.2. Classic BPF has no helpers.
 
 use std::io;
