@@ -247,7 +247,7 @@ impl Attachment {
     fn unfinished(&self) -> Result<Option<OwnedFd>, NetError> {
         let loaded = self.antispoof.then(unfinished::load).transpose();
         loaded.map_err(NetError::kernel(
-            "bpf(2): loading the program that judges what a guest leaves unfinished (`network.antispoof: off` does without)",
+            "bpf(2): loading the program that judges what a guest leaves unfinished (it takes Linux 5.17 with BTF; `network.antispoof: off` does without)",
         ))
     }
 

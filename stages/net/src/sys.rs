@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::filter::Instruction;
+use crate::filter::layout::{Function, Layout, Relocation};
+use crate::filter::unfinished::Program;
 
 /// Moves the calling thread to a network namespace of its own.
 pub(crate) fn unshare_net() -> io::Result<()> {
@@ -114,12 +116,12 @@ pub(crate) fn attach_filter(socket: BorrowedFd<'_>, filter: &[Instruction]) -> i
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
-/// Has the kernel check and compile a program of tc, in extended BPF, that uses no helper for which it would have to be under the GPL.
-pub(crate) fn load_classifier(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
-    const BPF_PROG_LOAD: libc::c_int = 5;
+/// Has the kernel check and compile a program of tc, in extended BPF.
+pub(crate) fn load_classifier(program: &Program) -> io::Result<OwnedFd> {
     const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
     /// The beginning of `union bpf_attr` of linux/bpf.h, as it is for BPF_PROG_LOAD.
     #[repr(C)]
+    #[derive(Default)]
     struct Load {
         kind: u32,
         count: u32,
@@ -131,31 +133,83 @@ pub(crate) fn load_classifier(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
         kernel_version: u32,
         flags: u32,
         name: [u8; 16],
+        interface: u32,
+        attach_type: u32,
+        layout: u32,
+        function_size: u32,
+        functions: u64,
+        function_count: u32,
+        line_size: u32,
+        lines: u64,
+        line_count: u32,
+        attach_to: u32,
+        attach_program: u32,
+        relocation_count: u32,
+        descriptors: u64,
+        relocations: u64,
+        relocation_size: u32,
+        /// The kernel refuses what it does not know unless it is 0, and so padding must be.
+        rest: u32,
     }
-    let address = |at: *const libc::c_void| at as usize as u64;
+    let layout = load_layout(&program.layout)?;
+    let function = Layout::function();
     let attributes = Load {
         kind: BPF_PROG_TYPE_SCHED_CLS,
-        count: program.len() as u32,
-        instructions: address(program.as_ptr().cast()),
-        license: address(c"Apache-2.0".as_ptr().cast()),
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
+        count: program.code.len() as u32,
+        instructions: address(program.code.as_ptr()),
+        // linux/license.h knows no Apache: the rights beyond the GPL's are those of our own licence.
+        license: address(c"GPL and additional rights".as_ptr()),
         name: *b"unfinished\0\0\0\0\0\0",
+        layout: layout.as_raw_fd() as u32,
+        function_size: size_of::<Function>() as u32,
+        functions: address(&raw const function),
+        function_count: 1,
+        relocation_count: program.relocations.len() as u32,
+        relocations: address(program.relocations.as_ptr()),
+        relocation_size: size_of::<Relocation>() as u32,
+        ..Load::default()
     };
-    let attributes_at = &raw const attributes;
-    // SAFETY: the structure has the size that is said, and it, the instructions and the licence that it points to are only read, and outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            attributes_at,
-            size_of::<Load>(),
-        )
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    // SAFETY: the structure has no padding; what it points to is only read, has the sizes that are said, and outlives the call.
+    unsafe { bpf(BPF_PROG_LOAD, &attributes) }
+}
+
+/// Gives the kernel a description of types (BTF).
+fn load_layout(described: &[u8]) -> io::Result<OwnedFd> {
+    const BPF_BTF_LOAD: libc::c_int = 18;
+    /// As above, for BPF_BTF_LOAD.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Load {
+        described: u64,
+        log: u64,
+        size: u32,
+        log_size: u32,
+        log_level: u32,
+        rest: u32,
+    }
+    let attributes = Load {
+        described: address(described.as_ptr()),
+        size: described.len() as u32,
+        ..Load::default()
     };
-    let fd = check(fd as libc::c_int)?;
+    // SAFETY: the structure has no padding; the description is only read, has the size that is said, and outlives the call.
+    unsafe { bpf(BPF_BTF_LOAD, &attributes) }
+}
+
+fn address<T>(at: *const T) -> u64 {
+    at as usize as u64
+}
+
+/// A command of bpf(2) that makes something.
+///
+/// # Safety
+/// The attributes must be such a command's, without padding, and what they point to must be there.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    let at: *const T = attributes;
+    // SAFETY: the structure has the size that is said; the rest is the caller's to see to.
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_bpf, command, at, size_of::<T>()) as libc::c_int })?;
     // SAFETY: the kernel has just given this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

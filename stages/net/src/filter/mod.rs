@@ -4,9 +4,10 @@
 //! kernel, and the kernel compiles it to machine code all the same. A program here returns [`ACCEPT`] or [`REFUSE`]; a load beyond
 //! the end of the frame ends it with `REFUSE`, so what is too short to be judged does not pass.
 //!
-//! One program is not classic (`unfinished.rs`): it asks what only helpers can tell.
+//! One program is not classic (`unfinished.rs`): it asks for what only the kernel's own notes tell (`layout.rs`).
 
 mod guest;
+pub(crate) mod layout;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unfinished;

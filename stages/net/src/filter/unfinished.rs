@@ -13,32 +13,29 @@
 //! | a checksum | it does not begin before that of TCP or UDP: what is behind is not judged |
 //! | segments of UDP | they have 8 bytes or more: the second never begins at 0, in the units of 8 that fragments are numbered in |
 //!
-//! The kernel tells a program the size of segments, but not whether and where a checksum will be written. But what some helpers do depends on it:
+//! The kernel tells a program of tc the size of segments, but not whether and where a checksum will be written: that the program reads in the
+//! kernel's own notes of the frame (`layout.rs`), with the helper that reads any of the kernel's memory. Only programs under the GPL may call it.
+//! So this one, and nothing else here, is offered under either: `SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only`.
 //!
-//! - `bpf_l4_csum_replace` changes a checksum for changed content. One that is still to be made does not have the content
-//!   in it, and is left alone. So what stays as it was is the mark of an unfinished one; anything else is put back.
-//! - `bpf_skb_change_tail` refuses (EINVAL) to make a frame shorter than where its unfinished checksum ends. Asked for one byte less than a
-//!   frame may have there, it must refuse. If it does not, the frame is cut, and dropped.
-//!
-//! Both were so since there are these helpers (Linux 4.9, `net/core/filter.c`; the size of segments takes 5.7), and tests with frames see whether they are. Kernels
-//! with "bpf: Fix bpf_skb_change_tail wrt csum partial skbs" (Debian's 6.1.192 is one) cut without refusing: there all unfinished checksums are dropped (docs/network.md).
-//! Reading the kernel's own structure instead would take BTF and Linux 6.2. Classic BPF has no helpers.
+//! Classic BPF has no helpers. Others than this one show a little of the same from what they refuse (`bpf_skb_change_tail` did, to cut a
+//! frame in its unfinished checksum), but not in each kernel.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use super::SHOT;
+use super::layout::{Aspect, Field, Layout, Relocation};
 use crate::sys;
 
 /// `TC_ACT_UNSPEC` of linux/pkt_cls.h: the next filter decides.
 const NEXT: i32 = -1;
 
 // enum bpf_func_id of linux/bpf.h
-const L4_CSUM_REPLACE: i32 = 11;
 const LOAD_BYTES: i32 = 26;
-const CHANGE_TAIL: i32 = 38;
-/// The size of the field, in the flags of `bpf_l4_csum_replace`.
-const TWO_BYTES: i32 = 2;
+const PROBE_READ_KERNEL: i32 = 113;
+
+/// `CHECKSUM_PARTIAL` of linux/skbuff.h: still to be made.
+const PARTIAL: i32 = 3;
 
 const ETHERTYPE: i32 = 12;
 const L3: i32 = 14;
@@ -50,14 +47,11 @@ const UDP: i32 = 17;
 const FRAGMENT: u16 = 0x3fff;
 /// Where `struct __sk_buff` of linux/bpf.h has the size of segments; 0 is a frame that stands for itself.
 const GSO_SIZE: i16 = 176;
-/// And where the frame begins and ends, of what is there to be read at once.
-const DATA: i16 = 76;
-const DATA_END: i16 = 80;
 /// Fragments are numbered in units of so many bytes.
 const UNIT: i32 = 8;
-/// Where a checksum ends, from the beginning of its header.
-const END_IN_UDP: i32 = 8;
-const END_IN_TCP: i32 = 18;
+/// Where a checksum is, from the beginning of its header.
+const IN_UDP: i32 = 6;
+const IN_TCP: i32 = 16;
 
 /// A register. The first five are a call's arguments and lost with it; the result is in `R0`.
 #[derive(Debug, Clone, Copy)]
@@ -68,8 +62,8 @@ enum R {
     R2,
     R3,
     R4,
-    R5,
-    R6,
+    /// The first that a call leaves as it is.
+    R6 = 6,
     R7,
     R8,
     R9,
@@ -77,9 +71,13 @@ enum R {
     R10 = 10,
 }
 
-/// Where on the stack the beginning of the network header is copied to, and how much of it.
-const HEADER: i16 = -16;
-const HEADER_LENGTH: i32 = 10;
+/// Where on the stack the kind of frame and the beginning of the network header are copied to, and how much it is.
+const COPY: i16 = -16;
+const COPY_LENGTH: i32 = 12;
+/// The network header there.
+const HEADER: i16 = COPY + (L3 - ETHERTYPE) as i16;
+/// Where on the stack a field of the kernel's goes.
+const FIELD: i16 = -24;
 
 /// A place that is jumped to, before it is known where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,9 +91,11 @@ enum Place {
     Drop,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Assembler {
     code: Vec<[u8; 8]>,
+    layout: Layout,
+    relocations: Vec<Relocation>,
     places: Vec<(Place, usize)>,
     jumps: Vec<(usize, Place)>,
 }
@@ -106,17 +106,19 @@ const MOV: u8 = 0xbf;
 const ADD_IMM: u8 = 0x07;
 const AND_IMM: u8 = 0x57;
 const LSH_IMM: u8 = 0x67;
+const RSH_IMM: u8 = 0x77;
+const ADD: u8 = 0x0f;
+const SUB: u8 = 0x1f;
 const LOAD_WORD: u8 = 0x61;
 const LOAD_HALF: u8 = 0x69;
 const LOAD_BYTE: u8 = 0x71;
-const STORE_HALF: u8 = 0x6b;
+const LOAD_DOUBLE: u8 = 0x79;
 const JA: u8 = 0x05;
 const JEQ_IMM: u8 = 0x15;
 const JNE_IMM: u8 = 0x55;
 const JLT_IMM: u8 = 0xa5;
 const JSET_IMM: u8 = 0x45;
-const JEQ: u8 = 0x1d;
-const JGT: u8 = 0x2d;
+const JLT: u8 = 0xad;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
@@ -146,24 +148,33 @@ impl Assembler {
         self.places.push((place, self.code.len()));
     }
 
-    /// The frame is the first argument of every call, and is kept in `R6`.
-    fn call(&mut self, helper: i32) {
-        self.mov(R::R1, R::R6);
-        self.imm(CALL, R::R0, helper);
-    }
-
     /// Anything but 0 is a failure.
     fn or_drop(&mut self) {
         self.go(JNE_IMM, R::R0, R::R0, 0, Place::Drop);
     }
 
-    /// `R2` becomes the beginning of the frame, of which the Ethernet header can be read there.
-    fn ethernet(&mut self) {
-        self.put(LOAD_WORD, R::R2, R::R6, DATA, 0);
-        self.put(LOAD_WORD, R::R3, R::R6, DATA_END, 0);
-        self.mov(R::R1, R::R2);
-        self.imm(ADD_IMM, R::R1, L3);
-        self.go(JGT, R::R1, R::R3, 0, Place::Drop);
+    /// The next instruction has something of a field in it.
+    fn relocate(&mut self, field: Field, aspect: Aspect) {
+        let relocation = self.layout.relocation(self.code.len(), field, aspect);
+        self.relocations.push(relocation);
+    }
+
+    /// Reads a field of the kernel's; of bits, with what is beside them.
+    fn read(&mut self, to: R, field: Field) {
+        self.mov(R::R1, R::R10);
+        self.imm(ADD_IMM, R::R1, FIELD.into());
+        self.imm(MOV_IMM, R::R2, field.size());
+        self.mov(R::R3, R::R6);
+        self.relocate(field, Aspect::Place);
+        self.imm(ADD_IMM, R::R3, field.place());
+        self.imm(CALL, R::R0, PROBE_READ_KERNEL);
+        self.or_drop();
+        let load = match field.size() {
+            1 => LOAD_BYTE,
+            2 => LOAD_HALF,
+            _ => LOAD_DOUBLE,
+        };
+        self.put(load, to, R::R10, FIELD, 0);
     }
 
     fn exit(&mut self, verdict: i32) {
@@ -171,49 +182,59 @@ impl Assembler {
         self.imm(EXIT, R::R0, 0);
     }
 
-    fn finish(mut self) -> Vec<[u8; 8]> {
+    fn finish(mut self) -> Program {
         for (at, place) in self.jumps {
             let target = self.places.iter().find(|(name, _)| *name == place);
             // The kernel refuses a program that jumps to where it is; all places are there.
             let distance = target.map_or(-1, |(_, to)| *to as i16 - at as i16 - 1);
             self.code[at][2..4].copy_from_slice(&distance.to_ne_bytes());
         }
-        self.code
+        Program {
+            code: self.code,
+            relocations: self.relocations,
+            layout: self.layout.described(),
+        }
     }
 }
 
+/// As the kernel takes it.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) code: Vec<[u8; 8]>,
+    pub(crate) relocations: Vec<Relocation>,
+    /// What they refer to.
+    pub(crate) layout: Vec<u8>,
+}
+
 /// Drops frames of which more, or other things, are left to be finished than Linux leaves; of all others the next filter decides.
-fn program() -> Vec<[u8; 8]> {
-    let mut p = Assembler::default();
+fn program() -> Program {
+    let mut p = Assembler {
+        code: Vec::new(),
+        layout: Layout::new(),
+        relocations: Vec::new(),
+        places: Vec::new(),
+        jumps: Vec::new(),
+    };
+    // R6: the frame; R8: the size of segments; R9: whether a checksum is still to be made.
     p.mov(R::R6, R::R1);
-    // R8: the size of segments.
     p.put(LOAD_WORD, R::R8, R::R6, GSO_SIZE, 0);
-    // The kind of frame (R7) is in the place of a checksum that is changed from 0 to 1; only one that is finished becomes another.
-    p.ethernet();
-    p.put(LOAD_HALF, R::R7, R::R2, ETHERTYPE as i16, 0);
-    p.imm(MOV_IMM, R::R2, ETHERTYPE);
-    p.imm(MOV_IMM, R::R3, 0);
-    p.imm(MOV_IMM, R::R4, 1);
-    p.imm(MOV_IMM, R::R5, TWO_BYTES);
-    p.call(L4_CSUM_REPLACE);
-    p.or_drop();
-    // What was known of the frame's place may have changed.
-    p.ethernet();
-    p.put(LOAD_HALF, R::R1, R::R2, ETHERTYPE as i16, 0);
-    // R9: whether a checksum is finished.
-    p.imm(MOV_IMM, R::R9, 0);
-    p.go(JEQ, R::R7, R::R1, 0, Place::LeftSomething);
-    p.imm(MOV_IMM, R::R9, 1);
-    p.put(STORE_HALF, R::R2, R::R7, ETHERTYPE as i16, 0);
+    p.read(R::R9, Field::Summed);
+    p.relocate(Field::Summed, Aspect::Up);
+    p.imm(LSH_IMM, R::R9, Field::Summed.up());
+    p.relocate(Field::Summed, Aspect::Down);
+    p.imm(RSH_IMM, R::R9, Field::Summed.down());
+    p.go(JEQ_IMM, R::R9, R::R0, PARTIAL, Place::LeftSomething);
     p.go(JEQ_IMM, R::R8, R::R0, 0, Place::Next);
 
     p.here(Place::LeftSomething);
-    p.imm(MOV_IMM, R::R2, L3);
+    p.mov(R::R1, R::R6);
+    p.imm(MOV_IMM, R::R2, ETHERTYPE);
     p.mov(R::R3, R::R10);
-    p.imm(ADD_IMM, R::R3, HEADER.into());
-    p.imm(MOV_IMM, R::R4, HEADER_LENGTH);
-    p.call(LOAD_BYTES);
+    p.imm(ADD_IMM, R::R3, COPY.into());
+    p.imm(MOV_IMM, R::R4, COPY_LENGTH);
+    p.imm(CALL, R::R0, LOAD_BYTES);
     p.or_drop();
+    p.put(LOAD_HALF, R::R7, R::R10, COPY, 0);
     let big_endian = |value: u16| i32::from(value.to_be());
     p.go(JEQ_IMM, R::R7, R::R0, big_endian(IPV6), Place::V6);
     p.go(JNE_IMM, R::R7, R::R0, big_endian(IPV4), Place::Drop);
@@ -233,18 +254,24 @@ fn program() -> Vec<[u8; 8]> {
     p.here(Place::Transport);
     p.go(JEQ_IMM, R::R1, R::R0, UDP, Place::Udp);
     p.go(JNE_IMM, R::R1, R::R0, TCP, Place::Drop);
-    p.imm(ADD_IMM, R::R7, END_IN_TCP - 1);
+    p.imm(ADD_IMM, R::R7, IN_TCP);
     p.go(JA, R::R0, R::R0, 0, Place::Checksum);
     p.here(Place::Udp);
-    p.imm(ADD_IMM, R::R7, END_IN_UDP - 1);
+    p.imm(ADD_IMM, R::R7, IN_UDP);
     p.go(JEQ_IMM, R::R8, R::R0, 0, Place::Checksum);
     p.go(JLT_IMM, R::R8, R::R0, UNIT, Place::Drop);
     p.here(Place::Checksum);
-    p.go(JNE_IMM, R::R9, R::R0, 0, Place::Next);
-    p.mov(R::R2, R::R7);
-    p.imm(MOV_IMM, R::R3, 0);
-    p.call(CHANGE_TAIL);
-    p.go(JEQ_IMM, R::R0, R::R0, -libc::EINVAL, Place::Next);
+    p.go(JNE_IMM, R::R9, R::R0, PARTIAL, Place::Next);
+    // R7: where the checksum of this header is, and R9: where one will be written, both in the frame's memory.
+    p.read(R::R9, Field::Data);
+    p.put(ADD, R::R7, R::R9, 0, 0);
+    p.read(R::R9, Field::Head);
+    p.put(SUB, R::R7, R::R9, 0, 0);
+    p.read(R::R9, Field::ChecksumStart);
+    p.read(R::R8, Field::ChecksumOffset);
+    p.put(ADD, R::R9, R::R8, 0, 0);
+    p.go(JLT, R::R9, R::R7, 0, Place::Drop);
+    p.go(JA, R::R0, R::R0, 0, Place::Next);
     p.here(Place::Drop);
     p.exit(SHOT as i32);
     p.here(Place::Next);
@@ -254,5 +281,6 @@ fn program() -> Vec<[u8; 8]> {
 
 /// Gives it to the kernel, which checks and compiles it; a filter holds it from then on.
 pub(crate) fn load() -> io::Result<OwnedFd> {
-    sys::load_classifier(&program())
+    let program = program();
+    sys::load_classifier(&program)
 }
