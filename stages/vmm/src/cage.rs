@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags};
@@ -20,7 +20,7 @@ use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_sp
 use crate::cgroup::Entrances;
 use crate::confine::Confined;
 use crate::mark::{KILL_TIMEOUT, MACHINE_DIR_VARIABLE, ProcessMark, kill_pidfd, wait_pidfd};
-use crate::spawn::{Report, Spawn, Spawned};
+use crate::spawn::{Spawn, Spawned};
 
 /// Which program the shim is: one that calls [`shim_main`] when it is started with these arguments.
 #[derive(Debug, Clone)]
@@ -42,8 +42,6 @@ pub struct Cage {
 struct Shim {
     mark: ProcessMark,
     pidfd: OwnedFd,
-    /// Taken when the first of the others is started: until then it may still be on its way.
-    report: Mutex<Option<Report>>,
     /// Its end tells the shim that nobody needs it any more.
     _alive: OwnedFd,
 }
@@ -75,9 +73,6 @@ impl Cage {
         let Some(shim) = &self.shim else {
             return Ok(false);
         };
-        let report = shim.report.lock();
-        let report = report.unwrap_or_else(PoisonError::into_inner).take();
-        report.map_or(Ok(()), Report::begun)?;
         move_into_thread_name_spaces(shim.pidfd.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
         Ok(true)
     }
@@ -92,10 +87,10 @@ impl Shim {
         // The thread lives as long as the shim: PDEATHSIG is sent when the thread that forked ends.
         let thread = thread::Builder::new().name("vmm-shim".to_owned());
         thread.spawn(move || match begin(&program, &cgroups, &dir, &read) {
-            Ok(Some((shim, report))) => {
+            Ok(Some(shim)) => {
                 drop(read);
                 let known = shim.pidfd.try_clone();
-                let _ = tell.send(known.map(|pidfd| Some((shim.mark, pidfd, report))));
+                let _ = tell.send(known.map(|pidfd| Some((shim.mark, pidfd))));
                 let _ = shim.wait();
             }
             other => {
@@ -105,10 +100,9 @@ impl Shim {
         let known = told
             .recv()
             .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(known.map(|(mark, pidfd, report)| Shim {
+        Ok(known.map(|(mark, pidfd)| Shim {
             mark,
             pidfd,
-            report: Mutex::new(Some(report)),
             _alive: alive,
         }))
     }
@@ -120,7 +114,7 @@ fn begin(
     cgroups: &Entrances,
     dir: &Path,
     stdin: &OwnedFd,
-) -> io::Result<Option<(Spawned, Report)>> {
+) -> io::Result<Option<Spawned>> {
     if !children_in_new_namespace()? {
         return Ok(None);
     }
@@ -138,7 +132,7 @@ fn begin(
             ..Confined::default()
         },
     };
-    shim.fork().map(Some)
+    shim.spawn().map(Some)
 }
 
 impl Drop for Shim {

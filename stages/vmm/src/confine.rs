@@ -1,4 +1,4 @@
-//! What a child does between fork and exec. The only code here that runs in a forked process.
+//! What a child does between its birth and exec, in its parent's memory (`vfork.rs`). The only code here that runs in such a process.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -21,7 +21,7 @@ pub(crate) struct Confined {
     pub(crate) first: bool,
 }
 
-/// All that the child needs, made before the fork: nothing may be allocated after it, and no lock taken.
+/// All that the child needs, made before its birth: nothing may be allocated after it, and no lock taken.
 pub(crate) struct Child<'a> {
     pub(crate) parent: Pid,
     pub(crate) confined: &'a Confined,
@@ -88,18 +88,31 @@ fn last_error() -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
 }
 
-/// No signal blocked, and SIGPIPE as programs expect it: both outlive exec.
+/// No signal blocked, and SIGPIPE as programs expect it: both outlive exec. Signals that this program handles would be back to the usual by
+/// exec alone, but one that came before it would have the handler run here, in the parent's memory.
 #[allow(
     unsafe_code,
     reason = "signal masks and dispositions have no safe form"
 )]
 fn usual_signals() -> Result<(), Errno> {
+    let mut usual = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     let mut none = std::mem::MaybeUninit::uninit();
-    // SAFETY: the set is written by the first call before the second reads it, and this process has one thread.
+    // SAFETY: both structures are of integers, valid when zeroed, and live through the calls; this process has one thread, and dispositions
+    // of its own. Signals are blocked until the last call.
     let failed = unsafe {
+        let usual = usual.as_mut_ptr();
+        (*usual).sa_sigaction = libc::SIG_DFL;
+        for signal in 1..=libc::SIGRTMAX() {
+            let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+            let now = now.as_mut_ptr();
+            // Some are the C library's own, and refused.
+            let known = libc::sigaction(signal, std::ptr::null(), now) == 0;
+            if known && ((*now).sa_sigaction > libc::SIG_IGN || signal == libc::SIGPIPE) {
+                libc::sigaction(signal, usual, std::ptr::null_mut());
+            }
+        }
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) != 0
-            || libc::signal(libc::SIGPIPE, libc::SIG_DFL) == libc::SIG_ERR
     };
     match failed {
         true => Err(last_error()),

@@ -54,6 +54,7 @@ mod pvh;
 mod qemu;
 mod running;
 mod spawn;
+mod vfork;
 mod vsock;
 
 pub use cage::{Cage, ShimProgram, shim_main};

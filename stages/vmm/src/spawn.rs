@@ -1,12 +1,13 @@
 //! Starts a program in the control groups, the namespaces and with the descriptors that it is to have, and no others.
 
 use std::ffi::{CString, OsStr};
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
@@ -14,6 +15,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use crate::cgroup::Entrances;
 use crate::confine::{Child, Confined};
 use crate::mark::{ProcessMark, open_pidfd};
+use crate::vfork;
 
 /// A program, and what its process is to be like.
 pub(crate) struct Spawn<'a> {
@@ -31,10 +33,6 @@ pub(crate) struct Spawn<'a> {
     pub(crate) confined: Confined,
 }
 
-/// The way to hear that a program has begun.
-#[derive(Debug)]
-pub(crate) struct Report(OwnedFd);
-
 /// A process that was started and has not been waited for.
 pub(crate) struct Spawned {
     pub(crate) mark: ProcessMark,
@@ -46,19 +44,6 @@ impl Spawn<'_> {
     /// Starts it. It dies with the calling thread, and is in a session of its own. Returns once the program has begun, or with why it
     /// could not.
     pub(crate) fn spawn(&self) -> io::Result<Spawned> {
-        let (spawned, report) = self.fork()?;
-        match report.begun() {
-            Ok(()) => Ok(spawned),
-            Err(error) => {
-                // It has ended, or is about to.
-                let _ = spawned.wait();
-                Err(error)
-            }
-        }
-    }
-
-    /// The same, but returns at once. Whether it has become its program is in the report.
-    pub(crate) fn fork(&self) -> io::Result<(Spawned, Report)> {
         let path = c_string(self.path.as_os_str().as_bytes())?;
         let dir = c_string(self.dir.as_os_str().as_bytes())?;
         let mut args = vec![path.clone()];
@@ -77,9 +62,6 @@ impl Spawn<'_> {
             .map(|stream| rustix::io::fcntl_dupfd_cloexec(stream, 3));
         let [stdin, stdout, stderr] = streams;
         let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let report = rustix::io::fcntl_dupfd_cloexec(&write, 3)?;
-        drop(write);
         let entrances: Vec<_> = self.cgroups.of_one.iter().map(|fd| fd.as_fd()).collect();
         let mut child = Child {
             parent: rustix::process::getpid(),
@@ -91,26 +73,31 @@ impl Spawn<'_> {
             argv: &pointers(&args),
             envp: &pointers(&env),
         };
-        let born = match &self.cgroups.of_two {
-            Some(two) => fork_into(two.dir.as_fd(), &child, report.as_fd()),
+        let group = self.cgroups.of_two.as_ref().map(|two| two.dir.as_fd());
+        let born = match group {
+            Some(_) => become_child(&child, group)?,
             None => None,
         };
-        let pid = match born {
-            Some(pid) => pid,
+        let (pid, failed) = match born {
+            Some(born) => born,
             None => {
                 let all: Vec<_> = self.cgroups.all().collect();
                 child.entrances = &all;
-                fork(&child, report.as_fd())?
+                become_child(&child, None)?.ok_or(io::ErrorKind::InvalidData)?
             }
         };
-        drop(report);
         let watched = Spawned::watch(pid);
         if watched.is_err() {
             // One that can't be watched is not kept.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        if failed.is_some() || watched.is_err() {
             let _ = waited(pid);
         }
-        Ok((watched?, Report(read)))
+        match failed {
+            Some(why) => Err(why),
+            None => watched,
+        }
     }
 }
 
@@ -140,70 +127,22 @@ fn waited(pid: Pid) -> io::Result<WaitStatus> {
     }
 }
 
-impl Report {
-    /// Waits until the program has begun: the pipe ends then, by itself. What stands in it is why it could not.
-    pub(crate) fn begun(self) -> io::Result<()> {
-        let mut word = Vec::new();
-        std::fs::File::from(self.0).read_to_end(&mut word)?;
-        match <[u8; 4]>::try_from(&word[..]) {
-            Ok(errno) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
-            Err(_) => Ok(()),
-        }
-    }
-}
-
-/// linux/sched.h; libc's constant of that name is too narrow for its value.
-const CLONE_INTO_CGROUP: u64 = 1 << 33;
-
-/// A child that is born in a control group of version 2. `None`: it could not be; another way may tell why.
-#[allow(unsafe_code, reason = "clone3 has no safe form")]
-fn fork_into(group: BorrowedFd<'_>, child: &Child<'_>, report: BorrowedFd<'_>) -> Option<Pid> {
-    let wanted = libc::clone_args {
-        flags: CLONE_INTO_CGROUP,
-        exit_signal: libc::SIGCHLD as u64,
-        cgroup: u64::from(group.as_raw_fd().unsigned_abs()),
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-    };
-    // SAFETY: as `fork` below; the structure is of the size that is told.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const wanted, size_of_val(&wanted)) };
-    match pid {
-        0 => be(child, report),
-        pid => i32::try_from(pid)
-            .ok()
-            .filter(|pid| *pid > 0)
-            .and_then(Pid::from_raw),
-    }
-}
-
-#[allow(unsafe_code, reason = "fork has no safe form")]
-fn fork(child: &Child<'_>, report: BorrowedFd<'_>) -> io::Result<Pid> {
-    // SAFETY: the copy of a process that may have threads may only do what is async-signal-safe. `be` makes system calls and
-    // touches the stack and memory that was allocated before; it takes no lock, allocates nothing, and does not return.
-    match unsafe { libc::fork() } {
-        0 => be(child, report),
-        -1 => Err(io::Error::last_os_error()),
-        pid => Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into()),
-    }
-}
-
-/// Is the child.
+/// The process, once it has become the program; or why it could not, and then it has ended or is about to.
 #[allow(
     unsafe_code,
-    reason = "ending a forked process without its parent's handlers"
+    reason = "a child in its parent's memory has no safe form"
 )]
-fn be(child: &Child<'_>, report: BorrowedFd<'_>) -> ! {
-    let errno = child.become_program();
-    // A parent that is gone hears nothing.
-    let _ = rustix::io::write(report, &errno.raw_os_error().to_ne_bytes());
-    // SAFETY: it ends this process, and runs nothing of it.
-    unsafe { libc::_exit(127) }
+fn become_child(
+    child: &Child<'_>,
+    group: Option<BorrowedFd<'_>>,
+) -> io::Result<Option<(Pid, Option<io::Error>)>> {
+    let failed = AtomicI32::new(0);
+    let be = || failed.store(child.become_program().raw_os_error(), Ordering::Relaxed);
+    // SAFETY: `become_program` makes system calls and touches the stack and memory that was allocated before; it takes no lock,
+    // allocates nothing, and writes to nothing but an atomic number.
+    let pid = unsafe { vfork::child(group, &be) }?;
+    let failed = Some(failed.into_inner()).filter(|errno| *errno != 0);
+    Ok(pid.map(|pid| (pid, failed.map(io::Error::from_raw_os_error))))
 }
 
 fn c_string(bytes: &[u8]) -> io::Result<CString> {
