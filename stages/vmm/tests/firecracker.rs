@@ -13,7 +13,9 @@ use fcpipe_vmm::{
 };
 use tempfile::{TempDir, tempdir};
 
-use crate::bench::{NEVER, assert_gone, config as bare, connect_fails_at_once, eventually, soon};
+use crate::bench::{
+    NEVER, assert_gone, assert_says, config as bare, connect_fails_at_once, eventually, soon,
+};
 
 /// What the fake's agent listens on.
 const PORT: u32 = 52;
@@ -165,14 +167,18 @@ impl World {
     }
 }
 
-/// Patience for a program that was told to hang: long enough that a busy host does not make the others late.
-fn impatient(world: &World) -> Firecracker {
-    Firecracker {
-        api_timeout: Duration::from_millis(1500),
-        request_timeout: Duration::from_millis(1500),
-        start_timeout: Duration::from_millis(1500),
-        ..world.firecracker()
-    }
+/// Little patience with what a program was told not to answer (`start`: to come up), and the usual one with everything else: a
+/// busy host makes anything late.
+fn impatient(world: &World, request: &str) -> Firecracker {
+    let mut firecracker = world.firecracker();
+    let timeout = match request {
+        "start" => &mut firecracker.api_timeout,
+        "PUT /actions" => &mut firecracker.start_timeout,
+        // Those before it have the same.
+        _ => &mut firecracker.request_timeout,
+    };
+    *timeout = Duration::from_secs(3);
+    firecracker
 }
 
 #[test]
@@ -270,7 +276,7 @@ fn the_requests_of_a_machine_with_everything() {
 fn fails_well(request: &str, fault: &str, jailed: bool) {
     let world = World::jailed(&format!("{request} {fault}"), jailed);
     let firecracker = match fault {
-        "hang" | "half" => impatient(&world),
+        "hang" | "half" => impatient(&world, request),
         _ => world.firecracker(),
     };
     let begun = Instant::now();
@@ -322,12 +328,13 @@ fn row_44_a_process_that_does_not_come_up() {
     assert!(error.to_string().contains("told to exit"), "{error}");
 
     let world = World::new("start silent");
-    let error = world.start(&impatient(&world)).err().unwrap();
+    let error = world.start(&impatient(&world, "start")).err().unwrap();
     assert!(matches!(error, VmmError::NotReady { .. }), "{error:?}");
     world.assert_nothing_runs();
 
     let world = World::new("start deaf");
-    let error = world.start(&impatient(&world)).err().unwrap();
+    let impatient = impatient(&world, "GET /version");
+    let error = world.start(&impatient).err().unwrap();
     assert!(
         matches!(&error, VmmError::Api { call, .. } if call == "GET /version"),
         "{error:?}"
@@ -380,7 +387,8 @@ fn row_45_a_guest_that_panics_stays_mute_or_dies() {
 
     let world = World::new("guest mute");
     let machine = world.start(&world.firecracker()).unwrap();
-    let error = machine.connect(PORT, soon(600), NEVER).unwrap_err();
+    assert_says(&*machine, "booting without an agent");
+    let error = machine.connect(PORT, soon(300), NEVER).unwrap_err();
     assert!(matches!(error, VmmError::NoAnswer { .. }), "{error:?}");
     let logs = error.logs().unwrap().to_string();
     assert!(logs.contains("booting without an agent"), "{logs}");

@@ -12,7 +12,7 @@ use fcpipe_vmm::{Nic, ProcessMark, Vmm, VmmError};
 use tempfile::tempdir;
 
 use crate::bench::{
-    NEVER, assert_gone, config, connect_fails_at_once, eventually, qemu, soon, start,
+    NEVER, assert_gone, config, connect_fails_at_once, eventually, go, qemu, soon, start,
 };
 
 const HELPER_DIR: &str = "FCPIPE_VMM_TEST_DIR";
@@ -64,6 +64,7 @@ fn row_50_when_the_vsock_device_ends_the_vmm_goes_too() {
     let dir = tempdir().unwrap();
     let machine = start(dir.path(), &qemu("qemu-hangs", "device-dies-later")).unwrap();
     let marks = machine.processes();
+    go(dir.path());
     let exit = machine.wait_exit(Duration::from_secs(10)).unwrap();
     assert_eq!(exit.cause.as_deref(), Some("vhost-device-vsock ended"));
     assert!(!exit.is_clean());

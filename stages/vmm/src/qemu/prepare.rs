@@ -14,6 +14,7 @@ use crate::pvh;
 use crate::qemu::command::arguments;
 use crate::qemu::machine::QemuMachine;
 use crate::qemu::{QEMU, Qemu, VHOST_SOCKET, VHOST_VSOCK, VSOCK_SOCKET};
+use crate::running::LAST_WORDS;
 use crate::vsock::SocketDir;
 
 /// Between two looks for the device's socket.
@@ -212,7 +213,7 @@ impl Device {
 
     pub(crate) fn add_logs(&self, logs: &mut Logs) {
         if !self.child.is_running() {
-            self.log.wait_end(Duration::from_secs(1));
+            self.log.wait_end(LAST_WORDS);
         }
         logs.push(VHOST_VSOCK, self.log.tail());
     }
@@ -221,6 +222,8 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.child.kill();
+        // So that its log file has them too.
+        self.log.wait_end(LAST_WORDS);
     }
 }
 
