@@ -325,6 +325,9 @@ pub(crate) fn config() -> GuestConfig {
     }
 }
 
+/// Waits until the container's first process is the `sleep` that its shell becomes after its last word.
+pub(crate) const AWAKE: &str = "until grep -q ^sleep /proc/1/cmdline; do sleep 0.01; done";
+
 pub(crate) fn sh(script: &str) -> Process {
     let mut process = Process::new(["/bin/sh", "-c", script]);
     process.env = vec!["PATH=/bin".to_owned()];

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use fcpipe_proto::{ProcessId, ProtoError};
 
-use crate::agent::{Guest, config, sh, soon};
+use crate::agent::{AWAKE, Guest, config, sh, soon};
 
 #[test]
 fn what_was_written_is_on_the_disk_after_the_end_as_root() {
@@ -48,7 +48,7 @@ fn one_host_at_a_time_and_the_next_one_finds_what_runs_as_root() {
     assert_eq!(session.guest().running, [ProcessId::INIT]);
     assert!(session.configure(&config(), soon()).is_err());
     guest.session = Some(session);
-    let beside = guest.sh("cat /proc/1/cmdline");
+    let beside = guest.sh(&format!("{AWAKE}; cat /proc/1/cmdline"));
     assert_eq!(beside.out, "sleep\x001000\0");
     // The exit of a process that an earlier host started is no offence.
     assert!(guest.shutdown());

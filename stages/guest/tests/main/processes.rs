@@ -9,7 +9,7 @@ use fcpipe_proto::message::SignalOutcome;
 use fcpipe_proto::process::Signal;
 use fcpipe_proto::{FailureKind, Process, ProtoError, Rlimit};
 
-use crate::agent::{Guest, Kept, sh};
+use crate::agent::{AWAKE, Guest, Kept, sh};
 
 #[test]
 fn streams_are_apart_and_the_exit_code_is_the_process_s_as_root() {
@@ -152,7 +152,8 @@ fn row_55_others_run_in_the_same_container_as_root() {
         .start(&sh("touch /here; echo up; exec sleep 1000"), None)
         .unwrap();
     init.out.wait_for("up");
-    let beside = guest.sh("ls /here; cat /proc/1/cmdline; hostname; exit 4");
+    let script = format!("ls /here; {AWAKE}; cat /proc/1/cmdline; hostname; exit 4");
+    let beside = guest.sh(&script);
     assert_eq!(beside.code(), 4);
     assert_eq!(
         beside.out, "/here\nsleep\x001000\0inside\n",
