@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fcpipe_engine::{LaunchDir, LaunchDirError, UndoTable, recover};
 
-use crate::kit::{Place, Touch, log_of};
+use crate::kit::{Place, Touch, log_of, nobody_begins};
 
 fn table() -> UndoTable {
     UndoTable::new().with::<Touch>()
@@ -75,6 +75,8 @@ fn row_33_a_journal_may_end_anywhere() {
 #[test]
 fn what_can_not_be_undone_is_told_and_tried_again() {
     let place = Place::new();
+    // Who tries again finds the lock of who tried before free.
+    let _alone = nobody_begins();
     let stuck = place.dir.path().join("b.stuck");
     fs::write(&stuck, "").unwrap();
     let journal = [

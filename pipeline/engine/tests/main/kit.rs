@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use fcpipe_engine::{
@@ -318,6 +319,29 @@ impl Place {
             .unwrap()
             .count()
     }
+}
+
+/// Held while a child begins: until its exec it shares this process's locks, also those that their owner lets go meanwhile.
+static BEGINNING: RwLock<()> = RwLock::new(());
+
+/// Above all descriptors that tests have.
+const LAST_FD: i32 = 1000;
+
+/// Starts a child. All of this binary begin here.
+pub(crate) fn begin(command: &mut Command) -> Child {
+    let _beginning = BEGINNING.write().unwrap_or_else(PoisonError::into_inner);
+    let (mut closed, end) = std::io::pipe().unwrap();
+    let last = rustix::io::fcntl_dupfd_cloexec(end, LAST_FD).unwrap();
+    let child = command.spawn().unwrap();
+    drop(last);
+    // The kernel wakes whoever spawns before it closes an exec's descriptors, and it closes them in their order.
+    assert_eq!(closed.read(&mut [0]).unwrap(), 0);
+    child
+}
+
+/// While this is held no child begins, so a lock is free once its owner has let it go.
+pub(crate) fn nobody_begins() -> RwLockReadGuard<'static, ()> {
+    BEGINNING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The seed of a property test: a new one every time, or the one in `FCPIPE_TEST_SEED` (hexadecimal).

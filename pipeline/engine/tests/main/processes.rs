@@ -14,7 +14,7 @@ use fcpipe_engine::{
     Cx, Failure, FailureKind, KeyWriter, LaunchDir, Run, Settings, Stage, Store, UndoTable, recover,
 };
 
-use crate::kit::{Hang, Place, Text, Touch};
+use crate::kit::{Hang, Place, Text, Touch, begin};
 
 const DIR: &str = "FCPIPE_ENGINE_TEST_DIR";
 
@@ -44,7 +44,7 @@ fn child(test: &str, dir: &Path) -> Killed {
     command
         .args(["--exact", &format!("processes::{test}"), "--nocapture"])
         .env(DIR, dir);
-    Killed(command.stdout(Stdio::null()).spawn().unwrap())
+    Killed(begin(command.stdout(Stdio::null())))
 }
 
 fn wait_for(path: &Path) {

@@ -13,7 +13,7 @@ use fcpipe_engine::{
     StoreError,
 };
 
-use crate::kit::{Count, Place, Text, Touch, count};
+use crate::kit::{Count, Place, Text, Touch, begin, count};
 
 /// A file of this many bytes.
 struct Fill {
@@ -412,18 +412,17 @@ impl SmallDisk {
     fn new(kib: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={kib}k,mode=700");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(dir.path())
-            .status();
-        assert!(mount.unwrap().success());
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
+        let mounted = begin(mount.arg(dir.path())).wait();
+        assert!(mounted.unwrap().success());
         Self(dir)
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        let _ = begin(Command::new("umount").arg("-l").arg(self.0.path())).wait();
     }
 }
 

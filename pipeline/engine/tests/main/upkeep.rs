@@ -13,7 +13,7 @@ use fcpipe_engine::{
     Settings, Stage, Store, StoreError,
 };
 
-use crate::kit::{Place, Text};
+use crate::kit::{Place, Text, begin, nobody_begins};
 
 /// A sparse file of 3 MiB and something, with two islands in it.
 pub(crate) struct Blob(u8);
@@ -224,11 +224,11 @@ fn what_a_machine_holds_stays_also_when_only_its_child_holds_it() {
     let (store, objects) = filled(&place, &[1, 2]);
     let lease = store.lease(&objects[0]).unwrap();
     // As a machine's process does: the descriptor is inherited, the launcher's own is closed.
-    let mut child = Command::new("sleep")
-        .arg("100")
-        .stdin(Stdio::from(lease.file.try_clone().unwrap()))
-        .spawn()
-        .unwrap();
+    let mut child = begin(
+        Command::new("sleep")
+            .arg("100")
+            .stdin(Stdio::from(lease.file.try_clone().unwrap())),
+    );
     drop(lease);
     let everything = || {
         collect(
@@ -365,6 +365,8 @@ fn row_36_a_flipped_bit_anywhere_is_found() {
         assert_eq!((verified.records, verified.objects), (1, 1));
     };
     clean(&store);
+    // What is damaged is removed at once where nobody else uses the store.
+    let _alone = nobody_begins();
     let seed = std::env::var("FCPIPE_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
