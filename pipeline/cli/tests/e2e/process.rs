@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -171,16 +170,16 @@ fn row_49_qemu_a_signal_goes_to_the_process_and_a_second_ends_the_machine() {
     }
     let world = World::new();
     let script = "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
-    let (status, out) = signalled(&world, script, 1);
+    let (status, out) = signalled(&world, script, false);
     assert_eq!((status, out.as_str()), (Some(9), "ready\ncaught\n"));
     let script = "trap 'echo caught' TERM; echo ready; while :; do sleep 0.1; done";
-    let (status, _) = signalled(&world, script, 2);
+    let (status, _) = signalled(&world, script, true);
     assert_eq!(status, Some(143));
     Leftovers::of(&world).assert_none();
 }
 
-/// Sends SIGTERM once the script is ready, `times` times; gives the status and stdout.
-fn signalled(world: &World, script: &str, times: u32) -> (Option<i32>, String) {
+/// Sends SIGTERM once the script is ready, and `again` when it has caught that; gives the status and stdout.
+fn signalled(world: &World, script: &str, again: bool) -> (Option<i32>, String) {
     let bundle = world.bundle(&["sh", "-c", script], &[]);
     let mut child = world
         .with_kernel()
@@ -191,17 +190,18 @@ fn signalled(world: &World, script: &str, times: u32) -> (Option<i32>, String) {
         .spawn()
         .unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    let mut ready = [0; 6];
-    stdout.read_exact(&mut ready).unwrap();
-    for _ in 0..times {
-        let pid = rustix::process::Pid::from_child(&child);
+    let pid = rustix::process::Pid::from_child(&child);
+    let mut said = String::new();
+    for word in ["ready\n", "caught\n"].iter().take(1 + usize::from(again)) {
+        let mut read = vec![0; word.len()];
+        stdout.read_exact(&mut read).unwrap();
+        assert_eq!(read, word.as_bytes());
+        said.push_str(word);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
     }
     let status = ended(&mut child);
-    let mut rest = String::new();
-    stdout.read_to_string(&mut rest).unwrap();
-    (status.code(), format!("ready\n{rest}"))
+    stdout.read_to_string(&mut said).unwrap();
+    (status.code(), said)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -53,6 +53,12 @@ fn a_configuration_s_kernel_is_imported_once_and_again_when_it_is_another() {
     let world = fake("");
     let image = world.path("linux.deb");
     fs::copy(kernel, &image).unwrap();
+    // However long the first launch takes: its last change is not over.
+    let changed = |at: SystemTime| {
+        let file = fs::File::options().write(true).open(&image).unwrap();
+        file.set_modified(at).unwrap();
+    };
+    changed(SystemTime::now() + Duration::from_secs(3600));
     let config = world.path("fcpipe.json");
     fs::write(&config, json!({"kernel_image": image}).to_string()).unwrap();
     let run = || {
@@ -76,6 +82,7 @@ fn a_configuration_s_kernel_is_imported_once_and_again_when_it_is_another() {
         None,
         "a file that has just been written is not believed"
     );
+    changed(SystemTime::now());
     std::thread::sleep(Duration::from_secs(5));
     assert_code(&run(), 0);
     let note = note().expect("it is at rest");

@@ -88,6 +88,17 @@ impl Screen {
         }
     }
 
+    /// Asks the shell for its terminal's size until it is this one.
+    #[track_caller]
+    fn wait_for_size(&mut self, size: &str) {
+        let end = Instant::now() + Duration::from_secs(90);
+        while !self.seen.lock().unwrap().contains(size) {
+            assert!(Instant::now() < end, "{:?}", self.seen.lock().unwrap());
+            self.typed("stty size\n");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     fn settings(&self) -> Termios {
         tcgetattr(&self.slave).unwrap()
     }
@@ -139,16 +150,10 @@ fn row_57_qemu_a_terminal_is_the_process_s_and_is_put_back_however_the_session_e
     // As the kernel does where the terminal is the client's own.
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
-    let mut looks = 0;
-    while !screen.seen.lock().unwrap().contains("44 55") {
-        screen.typed("stty size\n");
-        std::thread::sleep(Duration::from_millis(200));
-        looks += 1;
-        assert!(looks < 100, "{:?}", screen.seen.lock().unwrap());
-    }
+    screen.wait_for_size("44 55");
     // ^C is the guest's: it ends what runs there, and not the launch.
-    screen.typed("sleep 1000\n");
-    std::thread::sleep(Duration::from_millis(500));
+    screen.typed("sh -c 'echo runs$((1+1))now; exec sleep 1000'\n");
+    screen.wait_for("runs2now");
     screen.typed("\x03");
     screen.typed("echo still$((1+1))here\n");
     screen.wait_for("still2here");
@@ -239,9 +244,7 @@ fn qemu_exec_with_a_terminal_and_one_sent_to_a_console_socket() {
     screen.typed("echo a$((1+1))b\n");
     screen.wait_for("a2b");
     screen.resize(22, 44);
-    std::thread::sleep(Duration::from_millis(500));
-    screen.typed("stty size\n");
-    screen.wait_for("22 44");
+    screen.wait_for_size("22 44");
 
     let mut beside = Screen::new();
     let mut command = world.with_kernel();

@@ -373,7 +373,8 @@ impl Leftovers {
         let mark = world.dir.path().display().to_string();
         let mut processes = world.processes();
         // A supervisor ends after it has told the result, and a process that is dead is gone only when somebody waited for it.
-        let patience = Instant::now() + Duration::from_secs(5);
+        // Only what stays is waited for so long, so a busy host may take its time.
+        let patience = Instant::now() + Duration::from_secs(60);
         while !processes.is_empty() && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(10));
             processes = world.processes();
