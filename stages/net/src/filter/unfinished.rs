@@ -11,7 +11,7 @@
 //! |---|---|
 //! | anything | the frame is IPv4 or IPv6 with TCP or UDP right behind the header, and no fragment |
 //! | a checksum | it does not begin before that of TCP or UDP: what is behind is not judged |
-//! | segments of UDP | they have 8 bytes or more: the second never begins at 0, in the units of 8 that fragments are numbered in |
+//! | segments of UDP | they have 8 bytes or more: the second never begins at 0, in the units of 8 that fragments are numbered in. All of the datagram has 65,535 at most: numbers have 13 bits, and what is beyond would be a first fragment again |
 //!
 //! The kernel tells a program of tc the size of segments, but not whether and where a checksum will be written: that the program reads in the
 //! kernel's own notes of the frame (`layout.rs`), with the helper that reads any of the kernel's memory. Only programs under the GPL may call it.
@@ -47,8 +47,12 @@ const UDP: i32 = 17;
 const FRAGMENT: u16 = 0x3fff;
 /// Where `struct __sk_buff` of linux/bpf.h has the size of segments; 0 is a frame that stands for itself.
 const GSO_SIZE: i16 = 176;
+/// … and the frame's length, with the link's header.
+const LENGTH: i16 = 0;
 /// Fragments are numbered in units of so many bytes.
 const UNIT: i32 = 8;
+/// More than this does not fit into a packet. A VMM may take longer frames from its guest (QEMU does), and so does the kernel.
+const LONGEST: i32 = 65_535;
 /// Where a checksum is, from the beginning of its header.
 const IN_UDP: i32 = 6;
 const IN_TCP: i32 = 16;
@@ -117,6 +121,7 @@ const JA: u8 = 0x05;
 const JEQ_IMM: u8 = 0x15;
 const JNE_IMM: u8 = 0x55;
 const JLT_IMM: u8 = 0xa5;
+const JGT_IMM: u8 = 0x25;
 const JSET_IMM: u8 = 0x45;
 const JLT: u8 = 0xad;
 const CALL: u8 = 0x85;
@@ -260,6 +265,10 @@ fn program() -> Program {
     p.imm(ADD_IMM, R::R7, IN_UDP);
     p.go(JEQ_IMM, R::R8, R::R0, 0, Place::Checksum);
     p.go(JLT_IMM, R::R8, R::R0, UNIT, Place::Drop);
+    // R7 is behind the transport's beginning by then. In 64 bits, what is shorter than its headers is very long.
+    p.put(LOAD_WORD, R::R1, R::R6, LENGTH, 0);
+    p.put(SUB, R::R1, R::R7, 0, 0);
+    p.go(JGT_IMM, R::R1, R::R0, LONGEST - IN_UDP, Place::Drop);
     p.here(Place::Checksum);
     p.go(JNE_IMM, R::R9, R::R0, PARTIAL, Place::Next);
     // R7: where the checksum of this header is, and R9: where one will be written, both in the frame's memory.
