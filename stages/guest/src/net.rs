@@ -150,6 +150,10 @@ fn write_resolvers(root: &Path, conf: &ResolvConf) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    use fcpipe_proto::{GuestAddress, GuestRoute};
+    use nix::sched::{CloneFlags, unshare};
 
     use super::*;
 
@@ -191,5 +195,98 @@ mod tests {
             assert!(!file.is_symlink());
         }
         assert_eq!(fs::read_to_string(outside.path()).unwrap(), "");
+    }
+
+    fn ip(arguments: &str) -> String {
+        let mut ip = Command::new("ip");
+        let done = ip.args(arguments.split_whitespace()).output().unwrap();
+        let error = done.stderr.escape_ascii();
+        assert!(done.status.success(), "ip {arguments}: {error}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    fn network(text: &str) -> GuestAddress {
+        let (address, prefix) = text.split_once('/').unwrap();
+        GuestAddress {
+            address: address.parse().unwrap(),
+            prefix: prefix.parse().unwrap(),
+        }
+    }
+
+    fn route(destination: &str, gateway: Option<&str>) -> GuestRoute {
+        GuestRoute {
+            destination: network(destination),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            source: None,
+            metric: destination.contains(':').then_some(1024),
+            mtu: None,
+            onlink: false,
+        }
+    }
+
+    /// All that a host's kernel can hold, a guest's can: two ways to everywhere with one metric, an address whose gateway is the other end
+    /// of its link, a gateway of the other family.
+    #[test]
+    fn needs_root_routes_that_a_namespace_can_have() {
+        if !rustix::process::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
+            let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+            assert!(!ci, "missing under CI: root, or iproute2");
+            say("skipped: not root, or no iproute2");
+            return;
+        }
+        let interface = |name: &str, addresses: &[&str], routes: Vec<GuestRoute>| GuestInterface {
+            mac: [0; 6],
+            name: name.to_owned(),
+            mtu: 1500,
+            addresses: addresses.iter().map(|text| network(text)).collect(),
+            routes,
+        };
+        let interfaces = [
+            interface(
+                "one",
+                &["10.0.0.2/32", "fd00::2/64"],
+                vec![
+                    route("10.0.0.1/32", None),
+                    route("0.0.0.0/0", Some("10.0.0.1")),
+                    route("10.9.0.0/16", Some("fd00::1")),
+                    route("::/0", Some("fd00::1")),
+                ],
+            ),
+            interface(
+                "two",
+                &["192.168.1.5/24", "fd01::5/64"],
+                vec![
+                    route("192.168.1.0/24", None),
+                    route("0.0.0.0/0", Some("192.168.1.1")),
+                    route("::/0", Some("fd01::1")),
+                ],
+            ),
+        ];
+        // A namespace is a thread's, and ends with it.
+        let (v4, v6) = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let mut kernel = Kernel::open().unwrap();
+            for (interface, index) in interfaces.iter().zip([10, 20]) {
+                let other = index + 1;
+                ip(&format!(
+                    "link add guest{index} index {index} type veth peer name other{index} index {other}"
+                ));
+                ip(&format!("link set other{index} up"));
+                configure(&mut kernel, interface, index).unwrap();
+            }
+            (ip("-4 route show"), ip("-6 route show"))
+        })
+        .join()
+        .unwrap();
+        for wanted in [
+            "default via 10.0.0.1 dev one",
+            "default via 192.168.1.1 dev two",
+            "10.9.0.0/16 via inet6 fd00::1 dev one",
+        ] {
+            assert!(v4.contains(wanted), "{wanted}: {v4}");
+        }
+        for wanted in ["via fd00::1 dev one", "via fd01::1 dev two"] {
+            assert!(v6.contains(wanted), "{wanted}: {v6}");
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! One request to the kernel's routing socket, and its answer.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use fcpipe_proto::{GuestAddress, GuestRoute};
-use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
@@ -12,7 +15,7 @@ use netlink_packet_route::address::{
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
-    RouteProtocol, RouteScope, RouteType,
+    RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -67,7 +70,7 @@ impl Kernel {
             AddressAttribute::Address(address.address),
             AddressAttribute::Flags(AddressFlags::Nodad),
         ];
-        if let std::net::IpAddr::V4(v4) = address.address
+        if let IpAddr::V4(v4) = address.address
             && address.prefix < 31
         {
             let host = u32::MAX.checked_shr(address.prefix.into()).unwrap_or(0);
@@ -100,12 +103,19 @@ impl Kernel {
             let to = RouteAddress::from(route.destination.address);
             attributes.push(RouteAttribute::Destination(to));
         }
-        attributes.extend(route.gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
+        attributes.extend(route.gateway.map(|ip| match ip {
+            // IPv4 by a gateway that has only the other.
+            IpAddr::V6(v6) if route.destination.address.is_ipv4() => {
+                RouteAttribute::Via(RouteVia::Inet6(v6))
+            }
+            ip => RouteAttribute::Gateway(ip.into()),
+        }));
         attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
         attributes.extend(route.metric.map(RouteAttribute::Priority));
         let metrics = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
         attributes.extend(route.mtu.map(metrics));
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        // Behind those to the same destination: a namespace can have several, with one metric too (of two routers, by two interfaces).
+        let flags = NLM_F_CREATE | NLM_F_APPEND;
         self.ask(RTM_NEWROUTE, flags, &message)
     }
 
