@@ -81,6 +81,9 @@ const UNFINISHED: &str = "fcpipe:unfinished";
 /// A name has 15 bytes and a NUL (linux/if.h, IFNAMSIZ).
 const NAME_MAX: usize = 15;
 
+/// What the kernel lets a TAP have: 65,535 (`MAX_MTU` of drivers/net/tun.c) with the link's header. A veth end can have 14 more.
+const TAP_MTU_MAX: u32 = 65_521;
+
 /// `prefix` and as much of the id's end as fits; the second interface and later ones have a number at the end.
 fn tap_name(prefix: &str, id: &str, number: usize) -> String {
     let suffix = match number {
@@ -191,14 +194,17 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
         let index = tap.map_or(0, |tap| tap.index);
         taps.push(index);
         let unfinished = unfinished.as_ref().map(OwnedFd::as_fd);
-        netlink.batch(attachment.join(wire, index, unfinished)?)?;
+        links::without_ipv6(&mut netlink, index, &wire.tap)?;
+        let joined = netlink.batch(attachment.join(wire, index, unfinished)?);
+        joined.map_err(|error| attachment.too_late(wire, error))?;
         // Until now it would have gone with this process: there is never a TAP of ours for long that does not say so.
         let what = format!("{}: keeping the TAP", wire.tap);
         made.keep().map_err(NetError::kernel(what))?;
     }
     if let Mode::Bridge { .. } = attachment.mode {
         for (wire, &tap) in attachment.wires.iter().zip(&taps) {
-            bridge::make(&mut netlink, &attachment.mark, wire, tap)?;
+            let made = bridge::make(&mut netlink, &attachment.mark, wire, tap);
+            made.map_err(|error| attachment.too_late(wire, error))?;
         }
     }
     Ok(Attached { taps })
@@ -210,18 +216,22 @@ pub fn undo(attachment: &Attachment) -> Result<(), NetError> {
         Ok(namespace) if namespace.identity() == attachment.identity => namespace,
         // Another namespace has the path, or none: what was in ours went with it.
         Ok(_) | Err(NetError::NotNamespace { .. }) => return Ok(()),
-        Err(NetError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(());
-        }
+        Err(NetError::Open { source, .. }) if leads_nowhere(&source) => return Ok(()),
         Err(error) => return Err(error),
     };
     undo_inside(&namespace, attachment)
 }
 
+/// Whether nothing can be at the path: no such name, a file in the place of a folder, a loop of links, a socket.
+fn leads_nowhere(error: &std::io::Error) -> bool {
+    let nowhere = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ENXIO];
+    error.raw_os_error().is_some_and(|e| nowhere.contains(&e))
+}
+
 /// The same, where the namespace is still held: its path may be gone.
 pub(crate) fn undo_inside(namespace: &Namespace, attachment: &Attachment) -> Result<(), NetError> {
     let mut netlink = namespace.inside(Netlink::open)?;
-    let found = links::all(&mut netlink)?;
+    let found = links::readable(&mut netlink)?;
     attachment.remove(&mut netlink, &found)
 }
 
@@ -263,9 +273,9 @@ impl Attachment {
         let name = wire.tap.as_str();
         let marked = Change::of(tap, format!("{name}: marking the TAP"))
             .alias(&self.mark.alias())
-            .mtu(wire.uplink.mtu)
-            .without_ipv6();
-        let mut batch = vec![marked.request(), tc::add_qdisc(tap, &Kind::Clsact, name)];
+            // Frames do not pass by the TAP's own stack: its MTU stops none.
+            .mtu(wire.uplink.mtu.min(TAP_MTU_MAX));
+        let mut batch = vec![marked.request(), tc::need_qdisc(tap, &Kind::Clsact, name)];
         let passed = match self.mode {
             Mode::Redirect => Then::Redirect {
                 to: wire.uplink.index,
@@ -284,7 +294,7 @@ impl Attachment {
                 batch.push(Change::of(tap, format!("{name}: up")).up().request());
                 let (index, of) = (wire.uplink.index, wire.uplink.name.as_str());
                 if !wire.qdisc_stays {
-                    batch.push(tc::add_qdisc(index, &Kind::Ingress, of));
+                    batch.push(tc::need_qdisc(index, &Kind::Ingress, of));
                 }
                 let then = Then::Redirect { to: tap, cookie };
                 let program = is_no_dhcp();
@@ -384,6 +394,18 @@ impl Attachment {
             }
         }
         Ok(())
+    }
+
+    /// Launches look before they make, so two can think that an interface is free. The kernel knows who was first.
+    fn too_late(&self, wire: &Wire, error: NetError) -> NetError {
+        match error {
+            NetError::Kernel { source, .. } if source.raw_os_error() == Some(libc::EEXIST) => self
+                .taken(
+                    &wire.uplink.name,
+                    "another machine, which was started at the same moment",
+                ),
+            error => error,
+        }
     }
 
     fn taken(&self, name: &str, by: &str) -> NetError {

@@ -25,11 +25,9 @@ pub(crate) fn unmarked_name(mark: &Mark) -> String {
     format!("fb{}", &mark.digits("bridge", 0)[..12])
 }
 
-/// A TAP's name is unique in the namespace, so this is too.
+/// An interface is a port of one bridge: of two launches that want it, the second finds the name taken.
 fn name(wire: &Wire) -> String {
-    let tap = wire.tap.as_bytes();
-    let hash = blake3::hash(tap).to_hex();
-    format!("fcbr_{}", &hash[..8])
+    format!("fcbr_{}", wire.uplink.index)
 }
 
 pub(crate) fn make(
@@ -47,15 +45,16 @@ pub(crate) fn make(
     let index = links::by_name(netlink, &unmarked)?.map_or(0, |link| link.index);
     let named = Change::of(index, "naming the bridge")
         .name(&name(wire))
-        .alias(&mark.alias())
-        .without_ipv6();
+        .alias(&mark.alias());
     let port = |link: u32, of: &str| {
         Change::of(link, format!("{of}: making it a port of the bridge"))
             .with(member_of(index))
             .request()
     };
+    // Before anything else: the kernel goes on with a batch in which something fails.
+    netlink.one(named.request())?;
+    links::without_ipv6(netlink, index, "the bridge")?;
     netlink.batch(vec![
-        named.request(),
         Change::of(index, "the bridge: up").no_arp().up().request(),
         port(tap, &wire.tap),
         port(wire.uplink.index, &wire.uplink.name),

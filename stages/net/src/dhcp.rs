@@ -5,10 +5,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use dhcproto::Encodable as _;
 use dhcproto::v4::{
-    CLIENT_PORT, DhcpOption, HType, Message, MessageType, Opcode, OptionCode, SERVER_PORT,
+    CLIENT_PORT, DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode, SERVER_PORT,
 };
-use dhcproto::{Decodable as _, Encodable as _};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::attach::Wire;
@@ -19,6 +19,13 @@ pub const FRAME_MAX: usize = 2048;
 const ETHERNET: usize = 14;
 const IPV4_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
+/// Of a message, with the four bytes behind which options begin.
+const FIXED: usize = 240;
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+/// A client's question, Ethernet, addresses of six bytes.
+const REQUEST: [u8; 3] = [1, 1, 6];
+const PAD: u8 = 0;
+const END: u8 = 255;
 const IPV4: [u8; 2] = [0x08, 0x00];
 
 /// Clients ask again at half of it; nothing ever changes, so seldom is enough.
@@ -58,7 +65,7 @@ impl Answerer {
             .collect();
         let router = routes
             .iter()
-            .find(|(net, _)| net.prefix_len() == 0)
+            .find(|(net, gateway)| net.prefix_len() == 0 && !gateway.is_unspecified())
             .map(|(_, gateway)| *gateway);
         Self {
             guest_mac: wire.mac,
@@ -79,60 +86,49 @@ impl Answerer {
 
     /// The frame to send back, if this one is a question of the guest that has an answer.
     pub fn answer(&self, frame: &[u8]) -> Option<Vec<u8>> {
-        let question = question(frame)?;
+        let question = question(frame, self.guest_mac)?;
         let address = self.address?;
-        // The length first: the library takes it at its word.
-        if usize::from(question.hlen()) != self.guest_mac.len()
-            || question.chaddr() != self.guest_mac
-            || !question.giaddr().is_unspecified()
-        {
-            return None;
-        }
-        let kind = question.opts().msg_type()?;
-        let server = match question.opts().get(OptionCode::ServerIdentifier) {
-            Some(DhcpOption::ServerIdentifier(server)) => Some(*server),
-            _ => None,
-        };
-        let asked = match question.opts().get(OptionCode::RequestedIpAddress) {
-            Some(DhcpOption::RequestedIpAddress(asked)) => *asked,
-            _ => question.ciaddr(),
-        };
-        let answer = match kind {
+        let asked = question.asked.unwrap_or(question.client);
+        let answer = match question.kind {
             MessageType::Discover => MessageType::Offer,
             // Another server was chosen.
-            MessageType::Request if server.is_some_and(|server| server != self.server) => {
+            MessageType::Request if question.server.is_some_and(|s| s != self.server) => {
                 return None;
             }
             MessageType::Request if asked == address.addr() => MessageType::Ack,
             MessageType::Request => MessageType::Nak,
             MessageType::Inform => MessageType::Ack,
-            // Releases and refusals change nothing: the address stays the guest's.
             _ => return None,
         };
-        let message = self.message(&question, kind, answer, address);
+        let message = self.message(&question, answer, address);
         // RFC 2131, 4.1: by broadcast if the client says that it can't hear otherwise, and to refuse.
-        let to = match (answer, question.ciaddr()) {
+        let to = match (answer, question.client) {
             (MessageType::Nak, _) => Ipv4Addr::BROADCAST,
             (_, client) if !client.is_unspecified() => client,
-            _ if question.flags().broadcast() => Ipv4Addr::BROADCAST,
+            _ if question.flags.broadcast() => Ipv4Addr::BROADCAST,
             _ => address.addr(),
         };
-        frame_to(self.guest_mac, self.server, to, &message)
+        let fitting = self.fitting(message)?;
+        frame_to(self.guest_mac, self.server, to, &fitting)
     }
 
-    fn message(
-        &self,
-        question: &Message,
-        asked: MessageType,
-        answer: MessageType,
-        address: Ipv4Net,
-    ) -> Message {
+    /// A frame has to fit the link. Without its routes a client still has its router.
+    fn fitting(&self, mut message: Message) -> Option<Message> {
+        let room = usize::from(self.mtu).saturating_sub(IPV4_HEADER + UDP_HEADER);
+        if message.to_vec().ok()?.len() > room {
+            let options = message.opts_mut();
+            options.remove(OptionCode::ClasslessStaticRoute);
+        }
+        Some(message)
+    }
+
+    fn message(&self, question: &Question, answer: MessageType, address: Ipv4Net) -> Message {
         let mut message = Message::default();
         message
             .set_opcode(Opcode::BootReply)
             .set_htype(HType::Eth)
-            .set_xid(question.xid())
-            .set_flags(question.flags())
+            .set_xid(question.xid)
+            .set_flags(question.flags)
             .set_chaddr(&self.guest_mac);
         let options = message.opts_mut();
         options.insert(DhcpOption::MessageType(answer));
@@ -152,19 +148,30 @@ impl Answerer {
         if self.routes.iter().any(|(net, _)| net.prefix_len() > 0) {
             options.insert(DhcpOption::ClasslessStaticRoute(self.routes.clone()));
         }
-        if asked != MessageType::Inform {
+        if question.kind != MessageType::Inform {
             options.insert(DhcpOption::AddressLeaseTime(LEASE_SECONDS));
             message.set_yiaddr(address.addr());
         }
-        if asked == MessageType::Request {
-            message.set_ciaddr(question.ciaddr());
+        if question.kind == MessageType::Request {
+            message.set_ciaddr(question.client);
         }
         message
     }
 }
 
-/// The message in a frame, if it is whole and for a server. The socket's filter has looked at the ports already; nothing rests on that.
-fn question(frame: &[u8]) -> Option<Message> {
+/// What is read of a client's message.
+struct Question {
+    xid: u32,
+    flags: Flags,
+    /// The address that the client has already, or none.
+    client: Ipv4Addr,
+    kind: MessageType,
+    server: Option<Ipv4Addr>,
+    asked: Option<Ipv4Addr>,
+}
+
+/// The message in a frame, if it is whole, for a server, and of this client itself. The socket's filter has looked at the ports already; nothing rests on that.
+fn question(frame: &[u8], client: [u8; 6]) -> Option<Question> {
     let packet = frame.get(ETHERNET..)?;
     if frame[12..14] != IPV4 || packet.first()? >> 4 != 4 {
         return None;
@@ -174,9 +181,46 @@ fn question(frame: &[u8]) -> Option<Message> {
     let length = usize::from(u16::from_be_bytes([*datagram.get(4)?, *datagram.get(5)?]));
     let to = u16::from_be_bytes([datagram[2], datagram[3]]);
     let udp = *packet.get(9)? == 17 && header >= IPV4_HEADER && to == SERVER_PORT;
-    let message = datagram.get(UDP_HEADER..length).filter(|_| udp)?;
-    let message = Message::from_bytes(message).ok()?;
-    (message.opcode() == Opcode::BootRequest && message.htype() == HType::Eth).then_some(message)
+    read(datagram.get(UDP_HEADER..length).filter(|_| udp)?, client)
+}
+
+/// By hand (RFC 2131, 2; RFC 2132): the library's reader asserts the length of some options, which a guest chooses (dhcproto 0.15, debug builds).
+fn read(message: &[u8], client: [u8; 6]) -> Option<Question> {
+    let (header, mut options) = message.split_at_checked(FIXED)?;
+    let address = |bytes: &[u8]| Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?));
+    let relayed = header[24..28] != [0; 4];
+    if header[..3] != REQUEST || header[28..34] != client || header[236..] != COOKIE || relayed {
+        return None;
+    }
+    let (mut kind, mut server, mut asked) = (None, None, None);
+    while let [code, rest @ ..] = options
+        && *code != END
+    {
+        options = rest;
+        if *code == PAD {
+            continue;
+        }
+        let (length, rest) = options.split_first()?;
+        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+        options = rest;
+        match (OptionCode::from(*code), value) {
+            // Releases and refusals change nothing: the address stays the guest's.
+            (OptionCode::MessageType, [1]) => kind = Some(MessageType::Discover),
+            (OptionCode::MessageType, [3]) => kind = Some(MessageType::Request),
+            (OptionCode::MessageType, [8]) => kind = Some(MessageType::Inform),
+            (OptionCode::ServerIdentifier, _) => server = Some(address(value)?),
+            (OptionCode::RequestedIpAddress, _) => asked = Some(address(value)?),
+            _ => {}
+        }
+    }
+    Some(Question {
+        xid: u32::from_be_bytes(header[4..8].try_into().ok()?),
+        flags: Flags::new(u16::from_be_bytes([header[10], header[11]])),
+        client: address(&header[12..16])?,
+        kind: kind?,
+        server,
+        asked,
+    })
 }
 
 /// A whole frame to the guest. It comes from the guest's own MAC with the "local" bit turned over: nobody else's.

@@ -57,16 +57,26 @@ pub(crate) fn read(message: LinkMessage) -> Link {
     link
 }
 
+const LISTING: &str = "listing interfaces";
+
+/// Every link; one that cannot be read is an error.
 pub(crate) fn all(netlink: &mut Netlink) -> Result<Vec<Link>, NetError> {
     let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let answers = netlink.dump(question, "listing interfaces")?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(message) => Some(read(message)),
-            _ => None,
-        })
-        .collect())
+    Ok(listed(netlink.dump(question, LISTING)?))
+}
+
+/// Every link that can be read: enough to find our own again.
+pub(crate) fn readable(netlink: &mut Netlink) -> Result<Vec<Link>, NetError> {
+    let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    Ok(listed(netlink.dump_readable(question, LISTING)?))
+}
+
+fn listed(answers: Vec<RouteNetlinkMessage>) -> Vec<Link> {
+    let links = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(message) => Some(read(message)),
+        _ => None,
+    });
+    links.collect()
 }
 
 pub(crate) fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, NetError> {
@@ -123,14 +133,6 @@ impl Change {
         self.with(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]))
     }
 
-    /// The kernel gives it no link-local address, so the namespace's stack never speaks on it.
-    pub(crate) fn without_ipv6(self) -> Self {
-        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        self.with(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-            vec![mode],
-        )]))
-    }
-
     pub(crate) fn up(mut self) -> Self {
         self.message.header.flags |= LinkFlags::Up;
         self.message.header.change_mask |= LinkFlags::Up;
@@ -144,6 +146,23 @@ impl Change {
     /// Makes the link that was described.
     pub(crate) fn create(self) -> Request {
         Request::create(RouteNetlinkMessage::NewLink(self.message), self.what)
+    }
+}
+
+/// The kernel gives the link no link-local address, so the namespace's stack never speaks on it. Where there is no IPv6, or none for a link
+/// with an MTU below 1,280, it could not anyway.
+pub(crate) fn without_ipv6(netlink: &mut Netlink, index: u32, of: &str) -> Result<(), NetError> {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let family = vec![AfSpecUnspec::Inet6(vec![mode])];
+    let change = Change::of(index, format!("{of}: no link-local address"));
+    let change = change.with(LinkAttribute::AfSpecUnspec(family));
+    match netlink.one(change.request()) {
+        Err(NetError::Kernel { source, .. })
+            if source.raw_os_error() == Some(libc::EAFNOSUPPORT) =>
+        {
+            Ok(())
+        }
+        answer => answer,
     }
 }
 

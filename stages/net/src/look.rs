@@ -7,7 +7,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
-    RouteProtocol, RouteScope, RouteType,
+    RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,11 @@ pub(crate) fn uplinks(netlink: &mut Netlink, links: &[Link]) -> Result<Vec<Uplin
         if let RouteNetlinkMessage::NewAddress(message) = answer
             && let Some(uplink) = of(&mut uplinks, message.header.index)
         {
-            uplink.addresses.extend(address(&message));
+            let Some((address, peer)) = address(&message) else {
+                continue;
+            };
+            uplink.addresses.push(address);
+            uplink.routes.extend(peer);
         }
     }
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -120,7 +124,8 @@ fn of(uplinks: &mut [Uplink], index: u32) -> Option<&mut Uplink> {
     uplinks.iter_mut().find(|uplink| uplink.index == index)
 }
 
-fn address(message: &AddressMessage) -> Option<IpNet> {
+/// An address, and what it says is on the link: nothing but its own network, or, with another end's, that one's alone.
+fn address(message: &AddressMessage) -> Option<(IpNet, Option<Route>)> {
     let header = &message.header;
     // On a point-to-point link ADDRESS is the other end's; LOCAL is always ours, and IPv6 has it only there.
     let find = |local: bool| {
@@ -130,7 +135,8 @@ fn address(message: &AddressMessage) -> Option<IpNet> {
             _ => None,
         })
     };
-    let address = find(true).or_else(|| find(false))?;
+    let (local, other) = (find(true), find(false));
+    let address = local.or(other)?;
     if let IpAddr::V6(v6) = address {
         // For IPv6 `Secondary` is a temporary address (RFC 8981), which the kernel makes and drops by itself.
         let unusable = AddressHeaderFlags::Secondary | AddressHeaderFlags::Dadfailed;
@@ -138,7 +144,18 @@ fn address(message: &AddressMessage) -> Option<IpNet> {
             return None;
         }
     }
-    IpNet::new(address, header.prefix_len).ok()
+    match other.filter(|other| *other != address) {
+        None => Some((IpNet::new(address, header.prefix_len).ok()?, None)),
+        Some(other) => {
+            let peer = Route {
+                destination: IpNet::new(other, header.prefix_len).ok()?.trunc(),
+                gateway: None,
+                source: address.is_ipv4().then_some(address),
+                ..Route::default_by(address)
+            };
+            Some((IpNet::from(address), Some(peer)))
+        }
+    }
 }
 
 /// A route with the index of its interface. Those with several next hops have no single interface and are left out.
@@ -163,6 +180,11 @@ fn route(message: &RouteMessage) -> Option<(u32, Route)> {
             RouteAttribute::Oif(number) => index = Some(*number),
             RouteAttribute::Destination(address) => destination = ip(address),
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            // One of the other family.
+            RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                route.gateway = Some((*address).into())
+            }
+            RouteAttribute::Via(RouteVia::Inet(address)) => route.gateway = Some((*address).into()),
             RouteAttribute::PrefSource(address) => route.source = ip(address),
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
             RouteAttribute::Metrics(metrics) => {

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -18,6 +19,13 @@ use crate::error::NetError;
 
 /// The kernel sends dumps in pieces of 32 KiB at most.
 const BUFFER: usize = 64 << 10;
+
+/// What comes of an answer that the library cannot read: names of interfaces are any bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unreadable {
+    Fails,
+    IsLeftOut,
+}
 
 pub(crate) struct Netlink {
     socket: OwnedFd,
@@ -39,6 +47,14 @@ impl Request {
             message,
             flags: 0,
             what: what.into(),
+        }
+    }
+
+    /// Makes what may be there already, just so.
+    pub(crate) fn ensure(message: RouteNetlinkMessage, what: impl Into<String>) -> Self {
+        Self {
+            flags: NLM_F_CREATE,
+            ..Self::change(message, what)
         }
     }
 
@@ -89,7 +105,7 @@ impl Netlink {
             self.receive(|header, payload| {
                 let number = header.wrapping_sub(first) as usize;
                 if let (NetlinkPayload::Error(error), Some(slot)) =
-                    (payload, answered.get_mut(number))
+                    (payload?, answered.get_mut(number))
                 {
                     *slot = true;
                     if error.code.is_some() && failure.is_none() {
@@ -116,7 +132,16 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
-        self.ask(message, NLM_F_DUMP, what)
+        self.ask(message, NLM_F_DUMP, Unreadable::Fails, what)
+    }
+
+    /// The same, of which only what is ours matters: what the library cannot read is a stranger's.
+    pub(crate) fn dump_readable(
+        &mut self,
+        message: RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+        self.ask(message, NLM_F_DUMP, Unreadable::IsLeftOut, what)
     }
 
     /// The answer to a question about one thing; empty where there is no such thing.
@@ -125,7 +150,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: &str,
     ) -> Result<Option<RouteNetlinkMessage>, NetError> {
-        match self.ask(message, NLM_F_ACK, what) {
+        match self.ask(message, NLM_F_ACK, Unreadable::Fails, what) {
             Ok(mut found) => Ok(found.pop()),
             Err(NetError::Kernel { source, .. })
                 if matches!(
@@ -143,6 +168,7 @@ impl Netlink {
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
+        unreadable: Unreadable,
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
         let failed = |source| NetError::Kernel {
@@ -156,7 +182,10 @@ impl Netlink {
         let mut done = false;
         while !done {
             self.receive(|_, payload| {
-                match payload {
+                if payload.is_err() && unreadable == Unreadable::IsLeftOut {
+                    return Ok(());
+                }
+                match payload? {
                     NetlinkPayload::Done(_) => done = true,
                     NetlinkPayload::Error(error) => {
                         done = true;
@@ -195,22 +224,23 @@ impl Netlink {
     /// Reads one datagram and gives each message in it to `each`, with its sequence number.
     fn receive(
         &self,
-        mut each: impl FnMut(u32, NetlinkPayload<RouteNetlinkMessage>) -> io::Result<()>,
+        mut each: impl FnMut(u32, io::Result<NetlinkPayload<RouteNetlinkMessage>>) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         let (read, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
         let mut rest = &buffer[..read];
         let mut result = Ok(());
         while !rest.is_empty() {
+            let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+            let header = NetlinkBuffer::new_checked(rest).map_err(|e| invalid(e.to_string()))?;
+            let sequence = header.sequence_number();
+            let length = (header.length() as usize).next_multiple_of(4);
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            let length = (message.header.length as usize).next_multiple_of(4);
-            if length == 0 {
-                break;
-            }
+                .map(|message| message.payload)
+                .map_err(|e| invalid(e.to_string()));
             rest = rest.get(length..).unwrap_or_default();
             // The rest of the answers is read even so, or the next question would get them.
-            result = result.and(each(message.header.sequence_number, message.payload));
+            result = result.and(each(sequence, message));
         }
         result
     }

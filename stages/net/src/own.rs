@@ -104,10 +104,10 @@ pub fn make_own(own: &OwnNetwork) -> Result<Namespace, NetError> {
 
     let (address, name) = own.take_address(&mut inside, &host)?;
     let port = links::by_name(&mut outside, &name)?.map_or(0, |link| link.index);
+    links::without_ipv6(&mut outside, port, &name)?;
     outside.batch(vec![
         Change::of(port, format!("{name}: marking it"))
             .alias(&own.mark.alias())
-            .without_ipv6()
             .request(),
         Change::of(port, format!("{name}: making it a port of the bridge"))
             .with(member_of(bridge.index))
@@ -131,7 +131,7 @@ pub fn undo_own(own: &OwnNetwork) -> Result<(), NetError> {
     own.check_host()?;
     let mut netlink = Netlink::open()?;
     let alias = own.mark.alias();
-    let (mine, rest): (Vec<Link>, Vec<Link>) = links::all(&mut netlink)?
+    let (mine, rest): (Vec<Link>, Vec<Link>) = links::readable(&mut netlink)?
         .into_iter()
         .partition(|link| link.alias.as_deref() == Some(&alias));
     for link in mine {
@@ -201,8 +201,8 @@ impl OwnNetwork {
         let link = links::by_name(netlink, &unmarked)?.unwrap_or_default();
         let named = Change::of(link.index, format!("{name}: naming the bridge"))
             .name(&name)
-            .alias(&self.bridge_alias())
-            .without_ipv6();
+            .alias(&self.bridge_alias());
+        links::without_ipv6(netlink, link.index, &name)?;
         match netlink.one(named.request()) {
             Ok(()) => {}
             // Another launch was quicker.

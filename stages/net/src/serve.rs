@@ -202,7 +202,7 @@ impl Watch {
             return;
         }
         // If the kernel does not say, nothing is known to be gone.
-        let Ok(found) = links::all(&mut self.netlink) else {
+        let Ok(found) = links::readable(&mut self.netlink) else {
             return;
         };
         let news = &self.news;

@@ -22,6 +22,9 @@ const HANDLE: TcHandle = TcHandle {
     minor: 0,
 };
 
+/// Of a number's filters. One without a handle gets the next that is free, and goes before the others.
+const FIRST: TcHandle = TcHandle { major: 0, minor: 1 };
+
 /// Which end of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -72,9 +75,10 @@ impl Kind {
     }
 }
 
-pub(crate) fn add_qdisc(link: u32, kind: &Kind, of: &str) -> Request {
+/// Sees to it that there is one.
+pub(crate) fn need_qdisc(link: u32, kind: &Kind, of: &str) -> Request {
     let message = message(link, HANDLE, TcHandle::INGRESS, 0, kind.name(), Vec::new());
-    Request::create(
+    Request::ensure(
         RouteNetlinkMessage::NewQueueDiscipline(message),
         format!("{of}: adding a {} qdisc", kind.name()),
     )
@@ -88,7 +92,7 @@ fn remove_qdisc(link: u32, kind: &str, of: &str) -> Request {
     )
 }
 
-/// A filter that asks `program`, the `number`th of its end.
+/// A filter that asks `program`, the `number`th of its end. Of two at once with the same number, the kernel refuses the second (EEXIST).
 pub(crate) fn add_filter(
     link: u32,
     end: End,
@@ -136,14 +140,7 @@ fn decides_itself() -> TcOption {
 fn filter(link: u32, end: End, number: u16, options: Vec<TcOption>, of: &str) -> Request {
     let info = u32::from(number) << 16 | EVERY;
     let attributes = vec![TcAttribute::Options(options)];
-    let message = message(
-        link,
-        TcHandle::UNSPEC,
-        end.parent(),
-        info,
-        "bpf",
-        attributes,
-    );
+    let message = message(link, FIRST, end.parent(), info, "bpf", attributes);
     Request::create(
         RouteNetlinkMessage::NewTrafficFilter(message),
         format!("{of}: adding a bpf filter"),

@@ -13,6 +13,7 @@ mod bench;
 mod ear;
 mod frames;
 mod judge;
+mod odd;
 mod own;
 mod packets;
 mod sockets;

@@ -116,7 +116,7 @@ fn needs_root_row_63_random_frames() {
     bench.end();
 }
 
-fn question(mac: [u8; 6], kind: MessageType, asked: Option<Ipv4Addr>) -> Vec<u8> {
+pub(crate) fn question(mac: [u8; 6], kind: MessageType, asked: Option<Ipv4Addr>) -> Vec<u8> {
     let mut message = Message::default();
     message
         .set_xid(0x1234_5678)
