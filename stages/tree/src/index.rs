@@ -107,7 +107,12 @@ impl IndexDir {
         // A name that is taken is that of a dead process with the same number.
         let _ = rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
         let file = rustix::fs::openat(&dir, &*temporary, flags, Mode::RUSR | Mode::WUSR)?;
-        let written = File::from(file).write_all(&encoded.bytes).and_then(|()| {
+        let mut file = File::from(file);
+        // A file system with large folios takes memory in pieces as large as a write, and huge ones may be dear
+        // (`memory`).
+        let mut pieces = encoded.bytes.chunks(256 << 10);
+        let written = pieces.try_for_each(|piece| file.write_all(piece));
+        let written = written.and_then(|()| {
             Ok(rustix::fs::renameat(
                 &dir,
                 &*temporary,

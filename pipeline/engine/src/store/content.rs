@@ -12,9 +12,9 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::past_cache::{Buffer, PastCache};
 use crate::digest::Digest;
 
 /// Bytes of a piece; the last one of a file may be shorter.
@@ -52,15 +52,16 @@ impl Content {
     ) -> io::Result<Option<Self>> {
         let size = file.metadata()?.len();
         let numbers = written_pieces(file, size)?;
+        let whole = PastCache::new(file);
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<Option<Vec<(u64, blake3::Hash)>>> {
-            let (mut buffer, mut found) = (vec![0; PIECE_LEN], Vec::new());
+            let (mut buffer, mut found) = (Buffer::new(PIECE_LEN), Vec::new());
             while let Some(number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if cancelled() {
                     return Ok(None);
                 }
-                let piece = &mut buffer[..piece_len(*number, size)];
-                file.read_exact_at(piece, number * PIECE)?;
+                let len = piece_len(*number, size);
+                let piece = whole.read(&mut buffer, len, number * PIECE)?;
                 if !is_zero(piece) {
                     found.push((*number, blake3::hash(piece)));
                 }
@@ -162,6 +163,8 @@ fn written_pieces(file: &File, size: u64) -> io::Result<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use proptest::prelude::*;
 
     use super::*;

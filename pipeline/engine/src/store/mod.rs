@@ -23,6 +23,7 @@ mod collect;
 pub mod content;
 mod flight;
 mod object;
+mod past_cache;
 mod record;
 mod survey;
 mod sync;
