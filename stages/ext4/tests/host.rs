@@ -124,7 +124,7 @@ impl Mount {
     /// Unmounts, and makes sure that it worked. A program that another test is just starting has every
     /// descriptor of this one for a moment, so the first attempt may find the mount busy.
     pub(crate) fn unmount(self) {
-        for _ in 0..100 {
+        for _ in 0..3000 {
             let output = Command::new("umount")
                 .arg(self.path())
                 .output()

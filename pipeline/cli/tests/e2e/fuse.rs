@@ -17,7 +17,7 @@ impl Fuse {
         fs::create_dir_all(at).unwrap();
         let status = Command::new("fuse2fs").arg(image).arg(at).status().unwrap();
         assert!(status.success());
-        let patience = Instant::now() + Duration::from_secs(10);
+        let patience = Instant::now() + Duration::from_secs(60);
         while !is_mounted(at) {
             assert!(Instant::now() < patience, "fuse2fs does not mount");
             std::thread::sleep(Duration::from_millis(10));

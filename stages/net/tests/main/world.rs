@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use fcpipe_net::{Attachment, Mark, Mode, Namespace, NetError, Wanted, plan};
 
@@ -61,6 +62,14 @@ impl World {
              ip -n {container} route add 10.1.0.0/16 via 192.168.1.2 metric 50
              ip -n {container} -6 route add default via fd00::1"
         ));
+        // Both ends come up in a moment, or a later look would find them changed.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for (namespace, link) in [(&host, "b9_veth_h"), (&container, "b9_veth_c")] {
+            while !sh(&format!("ip -n {namespace} link show {link}")).contains(" state UP ") {
+                assert!(Instant::now() < deadline, "{link} does not come up");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         World { host, container }
     }
 

@@ -109,11 +109,20 @@ impl Platform {
         sh(&format!(
             "ip netns exec {host} nft -f - <<'END'\n{rules}\nEND"
         ));
-        // Its ports come up in a moment, and then it does, or a later look would find it changed.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !sh(&format!("ip -n {host} link show b9_br0")).contains("state UP") {
-            assert!(Instant::now() < deadline, "the bridge does not come up");
-            std::thread::sleep(Duration::from_millis(10));
+        // All links come up in a moment, the bridge with its first port, or a later look would find them changed.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for (namespace, link) in [
+            (&host, "b9_br0"),
+            (&host, "b9_veth_h_1"),
+            (&host, "b9_veth_h_2"),
+            (&host, "up0"),
+            (&containers[0], "b9_veth_c_1"),
+            (&containers[1], "b9_veth_c_2"),
+        ] {
+            while !sh(&format!("ip -n {namespace} link show {link}")).contains(" state UP ") {
+                assert!(Instant::now() < deadline, "{link} does not come up");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         Platform {
             host,
@@ -163,7 +172,7 @@ impl Platform {
     pub(crate) fn host_state(&self) -> String {
         let host = &self.host;
         sh(&format!(
-            "ip -n {host} -d link show | sed 's/ [a-z_]*_timer *[0-9.]*//g; s/ numtxqueues .*//'
+            "ip -n {host} -d link show | sed 's/ [a-z_]*_timer *[0-9.]*//g; s/ fdb_n_learned [0-9]*//; s/ numtxqueues .*//'
              ip -n {host} addr show scope global
              for family in 4 6; do ip -n {host} -$family route show table all | grep -v 'fe80\\|multicast\\|ff00'; ip -n {host} -$family rule show; done
              ip -n {host} neigh show nud permanent
