@@ -290,6 +290,11 @@ impl Mux {
         self.outbox.data(frame);
     }
 
+    /// Bytes of a stream that wait to be sent.
+    fn unsent(&self, id: StreamId) -> u32 {
+        self.outbox.unsent(id)
+    }
+
     /// Sends a stream's end, after its data.
     fn eof(&self, id: StreamId) {
         lock(&self.table).streams.remove(&id);

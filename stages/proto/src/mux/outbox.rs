@@ -1,11 +1,11 @@
 //! What waits to be written to the connection.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::lock;
-use crate::frame::Frame;
+use crate::frame::{Frame, StreamId};
 
 /// The most control frames that may wait. A peer that reads lets them pass at once.
 const MOST_URGENT: usize = 4096;
@@ -22,6 +22,8 @@ pub(super) struct Outbox {
 struct Queues {
     urgent: VecDeque<Frame>,
     data: VecDeque<Frame>,
+    /// Bytes of each stream in `data`.
+    unsent: BTreeMap<StreamId, u32>,
     /// The writer has taken a frame and not come back.
     writing: bool,
     closed: bool,
@@ -53,10 +55,21 @@ impl Outbox {
 
     pub(super) fn data(&self, frame: Frame) {
         let mut queues = lock(&self.queues);
-        if !queues.closed {
-            queues.data.push_back(frame);
-            self.changed.notify_all();
+        if queues.closed {
+            return;
         }
+        if let Frame::Data(id, bytes) = &frame {
+            // A window at most, as there is credit for it.
+            *queues.unsent.entry(*id).or_default() += bytes.len() as u32;
+        }
+        queues.data.push_back(frame);
+        self.changed.notify_all();
+    }
+
+    /// Bytes of a stream that the peer cannot have.
+    pub(super) fn unsent(&self, id: StreamId) -> u32 {
+        let queues = lock(&self.queues);
+        queues.unsent.get(&id).copied().unwrap_or_default()
     }
 
     /// The next frame to write, when there is one; `None` once closed.
@@ -69,7 +82,7 @@ impl Outbox {
                 return None;
             }
             let frame = queues.urgent.pop_front();
-            if let Some(frame) = frame.or_else(|| queues.data.pop_front()) {
+            if let Some(frame) = frame.or_else(|| queues.next_data()) {
                 queues.writing = true;
                 return Some(frame);
             }
@@ -100,6 +113,22 @@ impl Outbox {
         queues.closed = true;
         queues.urgent.clear();
         queues.data.clear();
+        queues.unsent.clear();
         self.changed.notify_all();
+    }
+}
+
+impl Queues {
+    fn next_data(&mut self) -> Option<Frame> {
+        let frame = self.data.pop_front()?;
+        if let Frame::Data(id, bytes) = &frame
+            && let Some(unsent) = self.unsent.get_mut(id)
+        {
+            *unsent -= bytes.len() as u32;
+            if *unsent == 0 {
+                self.unsent.remove(id);
+            }
+        }
+        Some(frame)
     }
 }

@@ -60,11 +60,11 @@ impl Outlet {
             }
             let piece = bytes.len().min(MAX_DATA).min(state.credit as usize);
             state.credit -= piece as u32;
-            drop(state);
-
             let (now, rest) = bytes.split_at(piece);
             let mux = self.mux.upgrade().ok_or(StreamEnd::Lost)?;
+            // Before the lock is let go: whoever looks at the credit finds these bytes among what is unsent.
             mux.data(Frame::Data(self.id, now.to_vec()));
+            drop(state);
             bytes = rest;
         }
         Ok(())
@@ -86,10 +86,13 @@ impl Outlet {
 
     pub(super) fn credit(&self, bytes: u32) -> Result<(), ProtoError> {
         let mut state = lock(&self.state);
+        // Credit is for what the peer has taken. One that gave it for what it cannot have yet, and read nothing, would have
+        // everything that comes wait here.
+        let unsent = self.mux.upgrade().map_or(0, |mux| mux.unsent(self.id));
         let credit = state.credit.saturating_add(bytes);
-        if credit > WINDOW {
+        if credit.saturating_add(unsent) > WINDOW {
             return Err(ProtoError::broken(format!(
-                "credit of {credit} bytes on stream {}",
+                "credit of {bytes} bytes on stream {}, on which fewer were sent",
                 self.id.wire()
             )));
         }

@@ -304,6 +304,29 @@ fn row_46_a_guest_that_ignores_its_credit_is_cut_off() {
 }
 
 #[test]
+fn row_46_a_guest_that_gives_credit_and_reads_nothing_is_cut_off() {
+    let (session, _, mut raw) = connect(false);
+    let guest = thread::spawn(move || {
+        raw.request();
+        raw.json(r#"{"type":"started","process":1}"#);
+        // Each time the host has used up what it had.
+        for _ in 0..40 {
+            thread::sleep(Duration::from_millis(50));
+            raw.frame(&Frame::Credit(id(4), WINDOW));
+        }
+        raw
+    });
+    let endless = std::fs::File::open("/dev/zero").unwrap();
+    let stdio = fcpipe_proto::host::Stdio {
+        stdin: Some(endless.into()),
+        ..stdio(io::sink(), io::sink())
+    };
+    let running = session.start(&Process::new(["x"]), stdio, soon()).unwrap();
+    broken(&running.wait(Some(soon())).unwrap_err(), "credit");
+    drop(guest.join());
+}
+
+#[test]
 fn row_47_an_end_before_the_exit_is_a_lost_agent() {
     assert_eq!(
         breaks(|raw| raw.0.shutdown(std::net::Shutdown::Both).unwrap()),
