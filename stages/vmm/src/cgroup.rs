@@ -126,8 +126,9 @@ impl CgroupPlan {
             let Some(hierarchy) = hierarchy else {
                 continue;
             };
-            hierarchy.enable(path)?;
+            // In this order: nobody takes a shared parent away that has this group in it, and with it what was passed on.
             make_dirs(path)?;
+            hierarchy.enable(path)?;
             let procs = fs::read_to_string(path.join("cgroup.procs"))
                 .map_err(failed("cannot be read", path))?;
             if !procs.trim().is_empty() {

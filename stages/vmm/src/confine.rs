@@ -77,7 +77,7 @@ impl Child<'_> {
 
 #[allow(unsafe_code, reason = "execve has no safe form that allocates nothing")]
 fn exec(path: &CStr, argv: &[*const libc::c_char], envp: &[*const libc::c_char]) -> Errno {
-    // SAFETY: both arrays end with a null pointer, and their strings live as long as they do: `Arguments` makes them so.
+    // SAFETY: both arrays end with a null pointer, and their strings outlive this process's use of them: `Spawn::spawn` sees to it.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     last_error()
 }
@@ -122,7 +122,7 @@ fn usual_signals() -> Result<(), Errno> {
 
 /// Marks every descriptor above the standard three close-on-exec, and those in `inherit` not.
 ///
-/// They are not just closed: the pipe by which the parent hears that exec failed is among them.
+/// They are not just closed: those in `inherit` are among them.
 #[allow(unsafe_code, reason = "close_range has no safe form")]
 fn close_on_exec(inherit: &[Arc<OwnedFd>]) -> Result<(), Errno> {
     const CLOEXEC: libc::c_uint = 1 << 2;
@@ -141,7 +141,7 @@ fn close_on_exec(inherit: &[Arc<OwnedFd>]) -> Result<(), Errno> {
 /// The same for each number that there can be.
 #[allow(
     unsafe_code,
-    reason = "descriptors of the forked process are known by number only"
+    reason = "descriptors that were inherited are known by number only"
 )]
 fn one_by_one() -> Result<(), Errno> {
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;

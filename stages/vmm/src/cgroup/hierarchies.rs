@@ -104,7 +104,7 @@ impl Hierarchy {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    /// In version 2 a group has the controllers that all groups above it pass on.
+    /// In version 2 a group has the controllers that all groups above it pass on. They are there, and so is the group.
     pub(super) fn enable(&self, group: &Path) -> Result<(), CgroupError> {
         if self.version == Version::One {
             return Ok(());
@@ -116,9 +116,6 @@ impl Hierarchy {
         let mut dir = self.mount.clone();
         for name in below.components() {
             let file = dir.join("cgroup.subtree_control");
-            if !dir.exists() {
-                super::make_dirs(&dir)?;
-            }
             let has = fs::read_to_string(&file).map_err(failed("cannot be read", &file))?;
             let missing: Vec<String> = wanted
                 .iter()

@@ -174,6 +174,17 @@ fn version_2_has_its_controllers_passed_on_its_limits_set_and_its_figures_read()
     assert!(matches!(again, Err(CgroupError::InUse { .. })));
 }
 
+/// Another machine that ends takes a shared parent away when nothing is in it.
+#[test]
+fn row_51_version_2_has_the_group_in_its_parents_before_controllers_are_passed_on() {
+    let (dir, trees) = tree_of_two("memory\n");
+    let plan = CgroupPlan::among(&trees, Path::new("one"));
+    // In a directory that is no group nothing can be passed on.
+    let made = plan.make_among(&trees, &CgroupLimits::default());
+    assert!(matches!(made, Err(CgroupError::Io { .. })), "{made:?}");
+    assert!(dir.path().join("fcpipe/one").exists());
+}
+
 #[test]
 fn version_2_without_the_controller_cannot_limit() {
     let (dir, trees) = tree_of_two("cpu pids\n");

@@ -22,7 +22,7 @@ const CMDLINE_LIMIT: usize = 2048 - 1 - 8;
 /// The console's bytes a second, and how many may come at once: a boot with all its messages is below that.
 const CONSOLE_RATE: u64 = 1 << 20;
 
-/// One `PUT`.
+/// One `PUT` or `PATCH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) path: String,
@@ -31,7 +31,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    fn put(path: impl Into<String>, body: &impl Serialize) -> Result<Self, VmmError> {
+    fn new(path: impl Into<String>, body: &impl Serialize) -> Result<Self, VmmError> {
         let path = path.into();
         match serde_json::to_string(body) {
             Ok(body) => Ok(Self { path, body }),
@@ -190,13 +190,13 @@ pub(crate) fn without_drives(
         });
     }
     let mut requests = vec![
-        Request::put(
+        Request::new(
             "/metrics",
             &Metrics {
                 metrics_path: METRICS,
             },
         )?,
-        Request::put(
+        Request::new(
             "/machine-config",
             &MachineConfiguration {
                 vcpu_count: config.vcpus,
@@ -206,7 +206,7 @@ pub(crate) fn without_drives(
                 huge_pages: tuning.huge_pages.then_some("2M"),
             },
         )?,
-        Request::put(
+        Request::new(
             "/boot-source",
             &BootSource {
                 kernel_image_path: KERNEL,
@@ -214,21 +214,21 @@ pub(crate) fn without_drives(
                 boot_args,
             },
         )?,
-        Request::put(
+        Request::new(
             "/vsock",
             &Vsock {
                 guest_cid: config.vsock_cid,
                 uds_path: VSOCK_SOCKET,
             },
         )?,
-        Request::put("/entropy", &Entropy {})?,
+        Request::new("/entropy", &Entropy {})?,
     ];
     if version.has(Feature::SerialRateLimit) {
         let rate_limiter = TokenBucket::a_second(CONSOLE_RATE);
-        requests.push(Request::put("/serial", &Serial { rate_limiter })?);
+        requests.push(Request::new("/serial", &Serial { rate_limiter })?);
     }
     if let Some(balloon) = tuning.balloon {
-        requests.push(Request::put(
+        requests.push(Request::new(
             "/balloon",
             &Balloon {
                 amount_mib: balloon.mib,
@@ -238,7 +238,7 @@ pub(crate) fn without_drives(
     }
     for (index, nic) in config.nics.iter().enumerate() {
         let name = format!("net{index}");
-        requests.push(Request::put(
+        requests.push(Request::new(
             format!("/network-interfaces/{name}"),
             &NetworkInterface {
                 iface_id: &name,
@@ -265,7 +265,7 @@ pub(crate) fn drive(
     read_only: bool,
 ) -> Result<Request, VmmError> {
     let name = drive_name(index);
-    Request::put(
+    Request::new(
         format!("/drives/{name}"),
         &DriveBody {
             drive_id: &name,
@@ -280,7 +280,7 @@ pub(crate) fn drive(
 }
 
 pub(crate) fn action(action: Action) -> Result<Request, VmmError> {
-    Request::put(
+    Request::new(
         "/actions",
         &ActionBody {
             action_type: action,
@@ -288,7 +288,7 @@ pub(crate) fn action(action: Action) -> Result<Request, VmmError> {
     )
 }
 
-/// The body of `PATCH /vm`.
+/// `PATCH /vm`.
 pub(crate) fn vm_state(state: VmState) -> Result<Request, VmmError> {
-    Request::put("/vm", &VmBody { state })
+    Request::new("/vm", &VmBody { state })
 }
