@@ -77,6 +77,7 @@ fn one(hook: &Hook, state: &serde_json::Value, cancel: Option<&CancelToken>) -> 
         .map_err(said)?;
     input.rewind().map_err(said)?;
     let mut words = nameless().map_err(said)?;
+    crate::signals::unblock_in(&mut command);
     let mut child = command
         .stdin(input)
         .stdout(words.try_clone().map_err(said)?)
@@ -183,6 +184,15 @@ mod tests {
             text.contains("WHERE=here") && !text.contains("HOME="),
             "{text}"
         );
+    }
+
+    #[test]
+    fn hooks_begin_with_no_signal_blocked() {
+        crate::signals::block().unwrap();
+        let hook = hook("grep SigBlk /proc/self/status; exit 1", None);
+        let error = run("prestart", &[hook], &serde_json::json!({}), None).unwrap_err();
+        let said = error.to_string();
+        assert!(said.ends_with("SigBlk:\t0000000000000000"), "{said}");
     }
 
     #[test]

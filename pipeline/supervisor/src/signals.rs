@@ -1,5 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP sent to the supervisor itself are as those sent to whoever started it.
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -17,6 +19,19 @@ pub(crate) fn block() -> std::io::Result<SigSet> {
     also.add(Signal::SIGWINCH);
     also.thread_block()?;
     Ok(set)
+}
+
+/// Has a program begin with no signal blocked. It inherits what is here otherwise, and so does whatever it leaves behind: a daemon that a hook
+/// starts would hear of no SIGTERM.
+#[allow(
+    unsafe_code,
+    reason = "what is done between fork and exec has no safe form"
+)]
+pub(crate) fn unblock_in(command: &mut Command) {
+    // SAFETY: between fork and exec one system call is made, which takes no lock and no memory.
+    unsafe {
+        command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+    }
 }
 
 /// Takes them on a thread of its own.
