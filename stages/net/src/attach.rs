@@ -339,7 +339,8 @@ impl Attachment {
                 let (index, of) = (wire.uplink.index, wire.uplink.name.as_str());
                 tc::remove_redirects(netlink, index, mark.cookie(), true, of)?;
             }
-            netlink.one(links::delete(link))?;
+            // Another command may be undoing the same launch.
+            netlink.one(links::delete(link)).or_else(gone)?;
             names.retain(|name| *name != link.name);
         }
         for wire in &self.wires {

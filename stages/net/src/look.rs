@@ -106,6 +106,8 @@ pub(crate) fn uplinks(netlink: &mut Netlink, links: &[Link]) -> Result<Vec<Uplin
         };
         for answer in answers {
             if let RouteNetlinkMessage::NewRoute(message) = answer
+                // A kernel without IPv6 takes the question for one about every family.
+                && message.header.address_family == family
                 && let Some((index, route)) = route(&message)
                 && let Some(uplink) = of(&mut uplinks, index)
             {

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -19,6 +19,9 @@ use crate::error::NetError;
 
 /// The kernel sends dumps in pieces of 32 KiB at most.
 const BUFFER: usize = 64 << 10;
+
+/// How often a dump is asked for where others change what is listed all the time.
+const DUMPS: usize = 10;
 
 /// What comes of an answer that the library cannot read: names of interfaces are any bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +106,7 @@ impl Netlink {
         let mut failure = None;
         while !answered.iter().all(|answered| *answered) {
             self.receive(|header, payload| {
-                let number = header.wrapping_sub(first) as usize;
+                let number = header.sequence_number().wrapping_sub(first) as usize;
                 if let (NetlinkPayload::Error(error), Some(slot)) =
                     (payload?, answered.get_mut(number))
                 {
@@ -132,7 +135,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
-        self.ask(message, NLM_F_DUMP, Unreadable::Fails, what)
+        self.dump_with(message, Unreadable::Fails, what)
     }
 
     /// The same, of which only what is ours matters: what the library cannot read is a stranger's.
@@ -141,7 +144,25 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
-        self.ask(message, NLM_F_DUMP, Unreadable::IsLeftOut, what)
+        self.dump_with(message, Unreadable::IsLeftOut, what)
+    }
+
+    /// Asked again where the list changed meanwhile: it may lack what was there all the time.
+    fn dump_with(
+        &mut self,
+        message: RouteNetlinkMessage,
+        unreadable: Unreadable,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+        for _ in 1..DUMPS {
+            let (found, changed) = self.ask(message.clone(), NLM_F_DUMP, unreadable, what)?;
+            if !changed {
+                return Ok(found);
+            }
+        }
+        // The best that can be had on so busy a host.
+        let (found, _) = self.ask(message, NLM_F_DUMP, unreadable, what)?;
+        Ok(found)
     }
 
     /// The answer to a question about one thing; empty where there is no such thing.
@@ -151,7 +172,7 @@ impl Netlink {
         what: &str,
     ) -> Result<Option<RouteNetlinkMessage>, NetError> {
         match self.ask(message, NLM_F_ACK, Unreadable::Fails, what) {
-            Ok(mut found) => Ok(found.pop()),
+            Ok((mut found, _)) => Ok(found.pop()),
             Err(NetError::Kernel { source, .. })
                 if matches!(
                     source.raw_os_error(),
@@ -170,7 +191,7 @@ impl Netlink {
         flags: u16,
         unreadable: Unreadable,
         what: &str,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetError> {
         let failed = |source| NetError::Kernel {
             what: what.to_owned(),
             source,
@@ -179,9 +200,10 @@ impl Netlink {
         self.write(message, flags, &mut bytes);
         self.send(&bytes).map_err(failed)?;
         let mut found = Vec::new();
-        let mut done = false;
+        let (mut done, mut changed) = (false, false);
         while !done {
-            self.receive(|_, payload| {
+            self.receive(|header, payload| {
+                changed |= header.flags() & NLM_F_DUMP_INTR != 0;
                 if payload.is_err() && unreadable == Unreadable::IsLeftOut {
                     return Ok(());
                 }
@@ -200,7 +222,7 @@ impl Netlink {
             })
             .map_err(failed)?;
         }
-        Ok(found)
+        Ok((found, changed))
     }
 
     fn write(&mut self, message: RouteNetlinkMessage, flags: u16, bytes: &mut Vec<u8>) {
@@ -221,10 +243,13 @@ impl Netlink {
         Ok(())
     }
 
-    /// Reads one datagram and gives each message in it to `each`, with its sequence number.
+    /// Reads one datagram and gives each message in it to `each`, with its header.
     fn receive(
         &self,
-        mut each: impl FnMut(u32, io::Result<NetlinkPayload<RouteNetlinkMessage>>) -> io::Result<()>,
+        mut each: impl FnMut(
+            &NetlinkBuffer<&[u8]>,
+            io::Result<NetlinkPayload<RouteNetlinkMessage>>,
+        ) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         let (read, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
@@ -233,14 +258,13 @@ impl Netlink {
         while !rest.is_empty() {
             let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
             let header = NetlinkBuffer::new_checked(rest).map_err(|e| invalid(e.to_string()))?;
-            let sequence = header.sequence_number();
             let length = (header.length() as usize).next_multiple_of(4);
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                 .map(|message| message.payload)
                 .map_err(|e| invalid(e.to_string()));
             rest = rest.get(length..).unwrap_or_default();
             // The rest of the answers is read even so, or the next question would get them.
-            result = result.and(each(sequence, message));
+            result = result.and(each(&header, message));
         }
         result
     }

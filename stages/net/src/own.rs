@@ -5,13 +5,16 @@
 //!
 //! The kernel keeps the books. The host's end of the pair is called after the address, so a name can be had only once, and an address
 //! too; and the pair ends with the namespace, which ends with the last process of the launch. Nobody has to be alive for an address to
-//! come free.
+//! come free. The bridge is all that launches share: whoever makes or takes away a network holds the books ([`Books`]), or one that ends
+//! could take the bridge from under one that has just found it.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -19,6 +22,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::attach::{gone, member_of};
@@ -41,6 +46,37 @@ pub struct OwnNetwork {
 const GUEST_LINK: &str = "eth0";
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// How long others may hold the books. Each does for some ten milliseconds, most of them for nft.
+const PATIENCE: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_millis(1);
+
+/// The right to change what launches of this host share: a lock on the host's namespace itself, which is there for every state directory,
+/// and goes with the process that has it.
+struct Books {
+    _held: Arc<OwnedFd>,
+}
+
+impl Books {
+    /// Any user of the host can take this lock, and one who keeps it must keep no launch from its network: after [`PATIENCE`] it goes on without.
+    fn take(host: &Namespace) -> Result<Self, NetError> {
+        let held = host.fd();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => std::thread::sleep(STEP),
+                Err(Errno::AGAIN | Errno::INTR) => break,
+                Err(error) => {
+                    return Err(NetError::kernel("locking the host's namespace")(
+                        error.into(),
+                    ));
+                }
+            }
+        }
+        Ok(Books { _held: held })
+    }
+}
 
 /// Looks at the host and decides.
 pub fn plan_own(mark: &Mark, pool: Ipv4Net, nat: bool) -> Result<OwnNetwork, NetError> {
@@ -95,8 +131,8 @@ pub fn plan_own(mark: &Mark, pool: Ipv4Net, nat: bool) -> Result<OwnNetwork, Net
 
 /// Makes it, and gives the namespace.
 pub fn make_own(own: &OwnNetwork) -> Result<Namespace, NetError> {
-    own.check_host()?;
-    let host = Namespace::current()?;
+    let host = own.open_host()?;
+    let _books = Books::take(&host)?;
     let mut outside = Netlink::open()?;
     let namespace = Namespace::new(&PathBuf::from("/proc/self/fd"))?.by_descriptor();
     let mut inside = namespace.inside(Netlink::open)?;
@@ -128,7 +164,7 @@ pub fn make_own(own: &OwnNetwork) -> Result<Namespace, NetError> {
 
 /// Takes away the host's end of the pair, and the bridge with its NAT if nobody uses it any more.
 pub fn undo_own(own: &OwnNetwork) -> Result<(), NetError> {
-    own.check_host()?;
+    let _books = Books::take(&own.open_host()?)?;
     let mut netlink = Netlink::open()?;
     let alias = own.mark.alias();
     let (mine, rest): (Vec<Link>, Vec<Link>) = links::readable(&mut netlink)?
@@ -177,10 +213,11 @@ impl OwnNetwork {
         format!("fcpipe_{:08x}", self.pool.network().to_bits())
     }
 
-    fn check_host(&self) -> Result<(), NetError> {
+    /// A descriptor of its own, so that it is the only one with the lock on it.
+    fn open_host(&self) -> Result<Namespace, NetError> {
         let current = Namespace::current()?;
         if current.identity() == self.host {
-            return Ok(());
+            return Ok(current);
         }
         Err(NetError::Spec(
             "this network was made from another network namespace; run fcpipe there".to_owned(),

@@ -51,6 +51,22 @@ fn helper_in_a_host_of_its_own() {
     ping(&other, "10.77.0.1");
     undo_own(&two).unwrap();
     undo_own(&two).unwrap();
+    // Launches that begin while others end: each has its bridge, and NAT, until its own end.
+    std::thread::scope(|scope| {
+        for launch in ["three", "four"] {
+            let (pool, ping) = (&pool, &ping);
+            scope.spawn(move || {
+                for _ in 0..8 {
+                    let own = plan_own(&mark(launch), *pool, true).unwrap();
+                    let inside = make_own(&own).unwrap();
+                    ping(&inside, "10.77.0.1");
+                    assert!(sh("nft list ruleset").contains("masquerade"));
+                    drop(inside);
+                    undo_own(&own).unwrap();
+                }
+            });
+        }
+    });
     assert_eq!(links(), before);
     let clash = sh("ip link add x type veth; ip addr add 10.77.0.9/24 dev x; echo");
     assert_eq!(clash.trim(), "");

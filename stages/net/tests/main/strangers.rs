@@ -176,3 +176,22 @@ fn needs_root_a_stranger_s_qdisc_and_filters_stay() {
     undo(&attachment).unwrap();
     assert_eq!(world.state(), before);
 }
+
+#[test]
+fn needs_root_row_41_what_a_dead_launch_left_may_be_taken_away_by_two_at_once() {
+    if skip() {
+        return;
+    }
+    let world = World::new();
+    let dead = planned(&world, "dead-1").unwrap();
+    make(&world.namespace(), &dead).unwrap();
+    // While this launch looks, another command does the same.
+    let alive = |launch: &str| {
+        assert_eq!(launch, "dead-1");
+        undo(&dead).unwrap();
+        false
+    };
+    let attachment = plan(&world.namespace(), &wanted("web-1"), &alive).unwrap();
+    make(&world.namespace(), &attachment).unwrap();
+    undo(&attachment).unwrap();
+}
