@@ -14,8 +14,8 @@
 //! Architecture invariant: a step's key names everything its output depends on and nothing else. Paths,
 //! ids and times of a launch are in no key, or nothing would ever be reused.
 //!
-//! Architecture invariant: whatever outlives a step on the host is an effect, of `disk`, `machine` or `network`, and
-//! [`undo_table`] can take it away without the launch that made it.
+//! Architecture invariant: whatever outlives a step on the host is an effect, of `cgroup`, `disk`, `machine` or `network`,
+//! and [`undo_table`] can take it away without the launch that made it.
 //!
 //! Where to begin reading: [`run()`] and [`build()`] in `launch.rs`, then the step of interest in `scan`,
 //! `plan`, `near`, `image`, `output`, `kernel`, `disk`, `network` or `machine`.

@@ -19,11 +19,11 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Serves until the machine is reset, or `accept` fails.
 pub fn serve<S: Stream>(agent: &Arc<Agent>, accept: impl Fn(Duration) -> io::Result<Option<S>>) {
-    let mut configured_once = false;
+    let mut dialled_once = false;
     loop {
         match accept(LOOK) {
             Ok(Some(stream)) => {
-                configured_once = true;
+                dialled_once = true;
                 let owned = Arc::clone(agent);
                 let thread = thread::Builder::new().name("session".to_owned());
                 if let Err(e) = thread.spawn(move || serve_one(&owned, stream)) {
@@ -36,7 +36,7 @@ pub fn serve<S: Stream>(agent: &Arc<Agent>, accept: impl Fn(Duration) -> io::Res
                 return;
             }
         }
-        let patience = if configured_once { ALONE } else { 3 * ALONE };
+        let patience = if dialled_once { ALONE } else { 3 * ALONE };
         if agent.alone_for().is_some_and(|alone| alone > patience) {
             say("the host is gone");
             agent.end();
