@@ -19,7 +19,7 @@
 //! Architecture invariant: no lock of the scheduler is held while a step works, and no event waits for its reader.
 //!
 //! Where to begin reading: `step.rs` (what a step is), `key.rs` (how inputs are declared), `erased.rs` (what hit, miss and
-//! effect come to), `sched.rs` (who works on what), `store/mod.rs` and `journal.rs` (what outlives the process).
+//! effect come to), `sched/mod.rs` (who works on what), `store/mod.rs` and `journal.rs` (what outlives the process).
 //! `docs/cache.md` says the same in prose.
 
 mod cancel;

@@ -1,5 +1,6 @@
 //! Taking an archive in. It is read as an enemy's: every length and name is checked before it is used.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
@@ -274,13 +275,14 @@ fn check(manifest: &Manifest) -> Result<(), ArchiveError> {
         let own = record.key;
         record.objects().map(move |(id, size)| (own, id, size))
     });
+    let mut seen = BTreeSet::new();
     for packed in &manifest.objects {
         let fits = named.next().is_some_and(|(key, id, size)| {
             *id == packed.id && size == packed.size && id.key() == key
         });
         // A name of this length is one that a stage may give.
         let fits = fits && packed.id.name().len() <= NAME_MAX;
-        if !fits || packed.size > i64::MAX as u64 || named_twice(manifest, packed) {
+        if !fits || packed.size > i64::MAX as u64 || !seen.insert(&packed.id) {
             return refused(format!("object {} belongs to no record of it", packed.id));
         }
         let end = packed.size.div_ceil(PIECE);
@@ -298,15 +300,6 @@ fn check(manifest: &Manifest) -> Result<(), ArchiveError> {
         None => Ok(()),
         Some((_, id, _)) => refused(format!("object {id} is missing")),
     }
-}
-
-fn named_twice(manifest: &Manifest, packed: &Packed) -> bool {
-    manifest
-        .objects
-        .iter()
-        .filter(|other| other.id == packed.id)
-        .count()
-        != 1
 }
 
 /// Hashes what is read.
