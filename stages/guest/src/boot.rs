@@ -15,7 +15,7 @@ use crate::agent::{Agent, Settings};
 use crate::cgroup::Cgroup;
 use crate::console::say;
 use crate::vsock::Listener;
-use crate::{keys, net, serve, vsock};
+use crate::{keys, net, serve};
 
 /// Where the initrd keeps modules; `order` lists their names.
 const MODULES: &str = "/modules";
@@ -85,7 +85,6 @@ fn run() -> Result<(), BootError> {
     if let Err(e) = keys::listen(&agent) {
         say(&format!("Ctrl-Alt-Del resets at once: {e}"));
     }
-    vsock::ring();
     serve::serve(&agent, |patience: Duration| listener.accept(patience));
     Ok(())
 }

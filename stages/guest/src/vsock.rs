@@ -5,10 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-use fcpipe_proto::{READY_PORT, Stream};
+use fcpipe_proto::Stream;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, getpeername, listen,
-    socket,
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, listen, socket,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -80,21 +79,6 @@ impl Listener {
 /// Whether a peer is the host, and no process of this machine: those are at the loopback's number, or at the machine's own.
 fn is_host(peer: VsockAddr) -> bool {
     peer.cid() == HOST
-}
-
-/// Rings at the host: the agent listens. A host that has no doorbell refuses, and dials anyway.
-pub fn ring() {
-    let ringing = thread::Builder::new().name("ring".to_owned()).spawn(|| {
-        let fd = socket(
-            AddressFamily::Vsock,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        connect(fd.as_raw_fd(), &VsockAddr::new(HOST, READY_PORT))
-    });
-    // Without a thread there is soon no agent either.
-    drop(ringing);
 }
 
 /// A connection to the host.

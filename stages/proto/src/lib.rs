@@ -50,8 +50,5 @@ pub const PROTOCOL: u32 = 2;
 /// guest can take it before the agent does or after it.
 pub const AGENT_PORT: u32 = 52;
 
-/// The host's vsock port to which the agent connects once, without a word, when it listens.
-pub const READY_PORT: u32 = 53;
-
 /// The kernel argument that carries the boot id: `fcpipe.boot=<id>`.
 pub const BOOT_ID_ARGUMENT: &str = "fcpipe.boot";
