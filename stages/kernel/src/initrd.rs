@@ -25,32 +25,6 @@ use crate::wanted::{WANTED, When};
 /// Raise it whenever the same kernel, guest program and names would give other bytes.
 pub const INITRD_VERSION: u32 = 2;
 
-/// All that an initrd's bytes depend on: the key of the stage that makes it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct InitrdInputs {
-    /// [`INITRD_VERSION`].
-    pub version: u32,
-    /// [`Kernel::digest`], which covers the modules and their order.
-    pub kernel: blake3::Hash,
-    /// blake3 of the guest program.
-    pub guest: blake3::Hash,
-    /// The modules asked for, sorted, each once.
-    pub asked: Vec<String>,
-}
-
-/// The inputs of [`initrd`] as digests, without making it.
-pub fn initrd_digest_inputs(kernel: &Kernel, guest: &[u8], asked: &[&str]) -> InitrdInputs {
-    let mut asked: Vec<String> = asked.iter().map(|&name| name.to_owned()).collect();
-    asked.sort();
-    asked.dedup();
-    InitrdInputs {
-        version: INITRD_VERSION,
-        kernel: kernel.digest,
-        guest: blake3::hash(guest),
-        asked,
-    }
-}
-
 /// What [`initrd`] wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InitrdInfo {

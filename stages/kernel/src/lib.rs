@@ -47,6 +47,6 @@ mod store;
 mod wanted;
 
 pub use error::{HOW_TO_IMPORT, KernelError};
-pub use initrd::{INITRD_VERSION, InitrdInfo, InitrdInputs, initrd, initrd_digest_inputs};
+pub use initrd::{INITRD_VERSION, InitrdInfo, initrd};
 pub use store::{ImportOptions, Kernel, KernelStore, Listing, Module};
 pub use wanted::{Need, WANTED, Wanted, When};

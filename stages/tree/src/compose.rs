@@ -211,11 +211,6 @@ impl Composed {
         &self.inner.tree
     }
 
-    /// The same Tree, to keep.
-    pub fn shared_tree(&self) -> Arc<Tree> {
-        Arc::clone(&self.inner.tree)
-    }
-
     pub fn layers(&self) -> &[Layer] {
         &self.inner.layers
     }

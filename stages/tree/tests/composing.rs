@@ -59,7 +59,7 @@ fn a_root_alone_is_the_image_as_it_is() {
     let scan = scan_of(&world.place.path("root"));
     let tree = Arc::clone(&scan.tree);
     let all = composed(vec![layer("/", scan)]);
-    assert!(Arc::ptr_eq(&tree, &all.shared_tree()));
+    assert!(std::ptr::eq(&*tree, all.tree()));
     assert_eq!(
         all.origin(NodeId(3)),
         Origin::Scanned {
