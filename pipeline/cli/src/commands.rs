@@ -112,10 +112,6 @@ fn host(
     clean_up(directories, tell)?;
     make_private(&directories.cache).map_err(|e| Complaint::about(&directories.cache, e))?;
     let store = Store::open(&directories.cache).map_err(Complaint::of)?;
-    let threads = global
-        .threads
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, usize::from);
     Ok(Host {
         store: Arc::new(store),
         own: vec![
@@ -129,10 +125,17 @@ fn host(
             Cache::Require => CacheMode::Require,
             Cache::Off => CacheMode::Off,
         },
-        threads,
+        threads: threads(global),
         events,
         cancel,
     })
+}
+
+fn threads(global: &Global) -> usize {
+    global
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, usize::from)
 }
 
 /// Undoes what launches left whose supervisor is gone, and tells of it.

@@ -10,7 +10,7 @@ use fcpipe_engine::{CancelToken, Store, StoreError};
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::{Outcome, clean_up, note, print};
+use super::{Outcome, clean_up, note, print, threads};
 use crate::amounts::ago;
 use crate::arguments::{CacheCommand, Format, Global};
 use crate::complaint::Complaint;
@@ -76,13 +76,6 @@ fn dispatch(global: &Global, command: &CacheCommand, cancel: &CancelToken) -> Ou
 fn open(directories: &Directories) -> Result<Store, Complaint> {
     make_private(&directories.cache).map_err(|e| Complaint::about(&directories.cache, e))?;
     Store::open(&directories.cache).map_err(broken)
-}
-
-fn threads(global: &Global) -> usize {
-    global
-        .threads
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, usize::from)
 }
 
 fn broken(error: StoreError) -> Complaint {

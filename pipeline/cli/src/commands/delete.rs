@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fcpipe_supervisor::{Request, Status, connect, delete, look};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Outcome, clean_up, missing, note};
 use crate::arguments::{Delete, Global};
@@ -46,11 +47,12 @@ fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Compl
     if gone(directories, id)? {
         return Ok(());
     }
-    if let Some(pid) = i32::try_from(supervisor)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
+    let pid = i32::try_from(supervisor).ok().and_then(Pid::from_raw);
+    if let Some(process) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        // Looked at once more: as long as the launch lives, so does its supervisor, and what was opened is no other that has its number.
+        && !stopped(directories, id)?
     {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = pidfd_send_signal(&process, Signal::KILL);
     }
     if gone(directories, id)? {
         return clean_up(directories, &mut note);
@@ -61,11 +63,15 @@ fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Compl
 fn gone(directories: &Directories, id: &str) -> Result<bool, Complaint> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
-        match look(&directories.state, id).map_err(Complaint::of)? {
-            None => return Ok(true),
-            Some(record) if record.status == Status::Stopped => return Ok(true),
-            Some(_) => std::thread::sleep(STEP),
+        if stopped(directories, id)? {
+            return Ok(true);
         }
+        std::thread::sleep(STEP);
     }
     Ok(false)
+}
+
+fn stopped(directories: &Directories, id: &str) -> Result<bool, Complaint> {
+    let record = look(&directories.state, id).map_err(Complaint::of)?;
+    Ok(record.is_none_or(|record| record.status == Status::Stopped))
 }

@@ -11,8 +11,8 @@ use fcpipe_launch::StockRequest;
 use indicatif::BinaryBytes;
 use serde_json::json;
 
-use super::super::{Outcome, builder, host, load, note, print};
-use super::{broken, open, threads};
+use super::super::{Outcome, builder, host, load, note, print, threads};
+use super::{broken, open};
 use crate::amounts::FileDigest;
 use crate::arguments::{Building, Cache, Export, Format, Global, Spec};
 use crate::complaint::{self, Complaint};
