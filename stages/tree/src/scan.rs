@@ -238,7 +238,9 @@ pub enum ScanError {
     },
     #[error("{path:?} became something else while it was scanned")]
     Changed { path: PathBuf },
-    #[error("{path:?} is a sparse file of {size} bytes: 16 TiB is the most a file can have")]
+    #[error(
+        "{path:?} is a sparse file of {size} bytes: 16 TiB less 4 KiB is the most a file can have"
+    )]
     FileTooLarge { path: PathBuf, size: u64 },
     #[error("{path:?} holds more names than one image can")]
     TooMany { path: PathBuf },

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 
 use crate::model::{DataRun, HOLE_UNIT};
 
-/// The largest file whose units fit 32 bits: 16 TiB, which is also ext4's limit.
-pub(super) const MOST: u64 = HOLE_UNIT << 32;
+/// The largest file whose runs' ends fit 32 bits: 16 TiB less a unit, which is also ext4's limit.
+pub(super) const MOST: u64 = HOLE_UNIT * u32::MAX as u64;
 
 /// Whether a file has fewer blocks than its size needs, so that it is worth asking for its holes.
 /// `blocks` are of 512 bytes, whatever the file system's are. One unit is never worth it.
@@ -71,6 +71,19 @@ mod tests {
         let expected = [DataRun {
             start: unit as u32,
             end: unit as u32 + 1,
+        }];
+        assert_eq!(runs, expected);
+    }
+
+    #[test]
+    fn row_19_the_end_of_the_largest_file_is_no_number_too_small_for_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(MOST).unwrap();
+        file.write_all_at(b"x", MOST - 1).unwrap();
+        let runs = data_runs(file.as_fd(), MOST).unwrap().unwrap();
+        let expected = [DataRun {
+            start: u32::MAX - 1,
+            end: u32::MAX,
         }];
         assert_eq!(runs, expected);
     }
