@@ -138,9 +138,13 @@ impl Message {
         let source = || {
             let (file, line, column) = (error.file()?, error.line()?, error.column()?);
             let text = std::fs::read_to_string(file).ok()?;
+            // One character for another, so that columns stay what they are.
+            let disturbs = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+            let text = text.replace(disturbs, "\u{fffd}");
             let offset = SourceOffset::from_location(&text, line, column);
             let span = SourceSpan::new(offset, 1);
-            Some((NamedSource::new(file.display().to_string(), text), span))
+            let name = harmless(&file.display().to_string());
+            Some((NamedSource::new(name, text), span))
         };
         Message {
             what: harmless(&error.to_string()),
@@ -189,5 +193,25 @@ impl Diagnostic for Message {
         let (_, span) = self.source.as_ref()?;
         let label = miette::LabeledSpan::new_with_span(Some("here".to_owned()), *span);
         Some(Box::new(std::iter::once(label)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_15_a_line_of_a_spec_that_is_drawn_cannot_disturb_the_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("spec.json");
+        std::fs::write(&file, "{\"version\": 1,\n\"\u{1b}[2J\": }").unwrap();
+        let error = fcpipe_spec::load(&file, &fcpipe_spec::LoadOptions::default()).unwrap_err();
+        let message = Message::of_spec(&error);
+        assert!(message.source.is_some());
+        let mut drawn = String::new();
+        GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
+            .render_report(&mut drawn, &message)
+            .unwrap();
+        assert!(!drawn.contains('\u{1b}'), "{drawn:?}");
     }
 }
