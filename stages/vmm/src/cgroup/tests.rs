@@ -202,6 +202,37 @@ fn version_2_without_the_controller_cannot_limit() {
 }
 
 #[test]
+#[allow(
+    unsafe_code,
+    reason = "a child in its parent's memory has no safe form"
+)]
+fn root_a_process_is_born_in_its_group_of_version_2() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let name = format!("test-born-{}", std::process::id());
+    let plan = CgroupPlan::at(Path::new(&name)).unwrap();
+    let cgroup = plan.make(&CgroupLimits::default()).unwrap();
+    match cgroup.entrances().unwrap().of_two {
+        None => println!("skipped: no control groups of version 2 are mounted"),
+        Some(two) => {
+            // SAFETY: it does nothing.
+            let pid = unsafe { crate::vfork::child(Some(two.dir.as_fd()), &|| {}) }.unwrap();
+            let pid = pid.expect("born in the group");
+            // It has ended, and is there until it is waited for.
+            let groups = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+            let groups = fs::read_to_string(groups).unwrap();
+            let of_two = groups.lines().find_map(|line| line.strip_prefix("0::"));
+            assert!(of_two.unwrap().ends_with(&name), "{groups}");
+            let flags = rustix::process::WaitOptions::empty();
+            rustix::process::waitpid(Some(pid), flags).unwrap();
+        }
+    }
+    plan.remove().unwrap();
+}
+
+#[test]
 fn a_process_that_cannot_be_born_in_its_group_says_why_and_is_gone() {
     let (dir, trees) = tree_of_two("memory cpu\n");
     let plan = CgroupPlan::among(&trees, Path::new("/one"));
