@@ -211,8 +211,9 @@ fn marked_dir(pid: u32) -> Option<Vec<u8>> {
     let end = Instant::now() + EXEC;
     let environ = loop {
         let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        // A process in the middle of execve(2) has left its old environment and has no new one yet.
-        let between = environ.is_empty() && environment_start(pid) == Some(0);
+        // A process in the middle of execve(2) has left its old environment and has no new one yet, or has got it since that look.
+        let got = |(start, end)| start == 0 || start < end;
+        let between = environ.is_empty() && environment(pid).is_some_and(got);
         if !between || Instant::now() >= end {
             break environ;
         }
@@ -226,12 +227,14 @@ fn marked_dir(pid: u32) -> Option<Vec<u8>> {
     })
 }
 
-/// Field 50 of `/proc/<pid>/stat`.
-fn environment_start(pid: u32) -> Option<u64> {
+/// Where it begins and ends: fields 50 and 51 of `/proc/<pid>/stat`.
+fn environment(pid: u32) -> Option<(u64, u64)> {
     let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
     let fields = std::str::from_utf8(&bytes[after..]).ok()?;
-    fields.split_ascii_whitespace().nth(47)?.parse().ok()
+    let mut fields = fields.split_ascii_whitespace().skip(47);
+    let mut next = || fields.next()?.parse().ok();
+    Some((next()?, next()?))
 }
 
 #[cfg(test)]
@@ -248,12 +251,12 @@ mod tests {
 
     #[test]
     fn an_environment_begins_somewhere() {
-        let start = environment_start(std::process::id()).unwrap();
+        let (start, end) = environment(std::process::id()).unwrap();
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
         let (from, to) = stack.split_once(' ').unwrap().0.split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
-        assert!((number(from)..number(to)).contains(&start));
+        assert!((number(from)..number(to)).contains(&start) && start < end);
     }
 
     #[test]
