@@ -334,6 +334,11 @@ fn described(finding: &Finding) -> (&'static str, String, String) {
             format!("objects/{id}"),
             format!("nobody has looked at it since {node} made it"),
         ),
+        Finding::Borrowed { id, node } => (
+            "borrowed",
+            format!("objects/{id}"),
+            format!("{node} needs it, and it has been dropped"),
+        ),
         Finding::Note { name } => (
             "damaged",
             format!("notes/{name}"),

@@ -38,6 +38,13 @@ pub enum Finding {
         /// The node that it was made for.
         node: String,
     },
+    /// An object that another record is in charge of, which has been dropped.
+    Borrowed {
+        /// Which.
+        id: ObjectId,
+        /// The node that borrows it.
+        node: String,
+    },
     /// A note fails its own check.
     Note {
         /// Its file name.
@@ -51,7 +58,7 @@ impl Finding {
         match self {
             Self::Record { why, .. } => !matches!(why, Unusable::OtherBoot),
             Self::Object { .. } | Self::Note { .. } => true,
-            Self::Unproven { .. } => false,
+            Self::Unproven { .. } | Self::Borrowed { .. } => false,
         }
     }
 }
@@ -103,6 +110,7 @@ impl Store {
                 verified.findings.extend(findings);
             }
         }
+        self.drop_borrowers(&mut dropped, &mut verified)?;
         for name in self.names(&self.notes, "notes")? {
             if let Some(name) = name.to_str().filter(|name| !self.note_is_whole(name)) {
                 let _ = rustix::fs::unlinkat(&self.notes, Path::new(name), AtFlags::empty());
@@ -116,6 +124,38 @@ impl Store {
             verified.orphans += orphan.usage;
         }
         Ok(Some(verified))
+    }
+
+    /// Drops what names objects of dropped records, and what names objects of that. Those objects are not believed any more, even if they
+    /// are there until the collector comes.
+    fn drop_borrowers(
+        &self,
+        dropped: &mut Vec<Key>,
+        verified: &mut Verified,
+    ) -> Result<(), StoreError> {
+        let mut before = 0;
+        while dropped.len() > before {
+            before = dropped.len();
+            for name in self.names(&self.records, "records")? {
+                let Some(Ok(key)) = name.to_str().map(str::parse::<Key>) else {
+                    continue;
+                };
+                let Ok(Ok(record)) = self.judge(&key, Touch::Not) else {
+                    continue;
+                };
+                let mut borrowed = record.borrowed_objects();
+                if let Some(id) = borrowed.find(|id| dropped.contains(&id.key()))
+                    && self.drop_record(&key)?
+                {
+                    verified.findings.push(Finding::Borrowed {
+                        id: id.clone(),
+                        node: record.node.clone(),
+                    });
+                    dropped.push(key);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is wrong with a record's objects; `None` if cancelled.

@@ -514,17 +514,48 @@ impl Stage for Lend {
     }
 }
 
+/// The run of a stage that borrows the first object of `lender`, and its own record's key.
+fn borrowed(store: &Arc<Store>, lender: Key) -> Key {
+    let run = Run::start(Settings::new("borrowing", Arc::clone(store)).unwrap()).unwrap();
+    run.wait(&run.stage("lend", Lend(lender))).unwrap();
+    let pair = run.wait(&run.stage("borrow", Borrow(1))).unwrap();
+    run.finish().result.unwrap();
+    store.settle(&|| false).unwrap();
+    pair.0[0].id.key()
+}
+
+#[test]
+fn row_36_who_borrows_what_is_damaged_is_no_hit_either() {
+    let place = Place::new();
+    let (store, objects) = filled(&place, &[1]);
+    let borrower = borrowed(&store, objects[0].id.key());
+    // Somebody else has the store open, so the object itself stays.
+    let other = open(&place);
+    fs::set_permissions(&objects[0].path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options()
+        .write(true)
+        .open(&objects[0].path)
+        .unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+    let findings = store.verify(1, &|| false).unwrap().unwrap().findings;
+    let id = objects[0].id.clone();
+    let node = "borrow".to_owned();
+    let follows = Finding::Borrowed { id, node };
+    assert!(
+        findings.len() == 2 && findings[1] == follows,
+        "{findings:?}"
+    );
+    assert!(store.record(&borrower).is_none());
+    drop(other);
+    assert_eq!(store.verify(1, &|| false).unwrap().unwrap().findings, []);
+}
+
 #[test]
 fn what_another_record_names_stays_as_long_as_that() {
     let place = Place::new();
     let (store, objects) = filled(&place, &[1, 2]);
     let lender = objects[0].id.key();
-    let run = Run::start(Settings::new("borrowing", store.clone()).unwrap()).unwrap();
-    run.wait(&run.stage("lend", Lend(lender))).unwrap();
-    let pair = run.wait(&run.stage("borrow", Borrow(1))).unwrap();
-    run.finish().result.unwrap();
-    store.settle(&|| false).unwrap();
-    let borrower = pair.0[0].id.key();
+    let borrower = borrowed(&store, lender);
     // The lender was not used for long, but its borrower was.
     set_used(&place, lender, HOUR * 9);
     set_used(&place, objects[1].id.key(), HOUR * 5);
