@@ -45,7 +45,7 @@ fn run(world: &World, arguments: &[&str], script: &str) -> std::process::Child {
         .args(["--progress", "quiet", "run", "--id", "s1"])
         .args(arguments)
         .arg(bundle);
-    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    command.stdout(Stdio::piped());
     command.spawn().unwrap()
 }
 
