@@ -98,6 +98,7 @@ impl Answerer {
             MessageType::Request if asked == address.addr() => MessageType::Ack,
             MessageType::Request => MessageType::Nak,
             MessageType::Inform => MessageType::Ack,
+            // Releases and refusals change nothing: the address stays the guest's.
             _ => return None,
         };
         let message = self.message(&question, answer, address);

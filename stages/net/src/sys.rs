@@ -118,6 +118,7 @@ pub(crate) fn attach_filter(socket: BorrowedFd<'_>, filter: &[Instruction]) -> i
 
 /// Has the kernel check and compile a program of tc, in extended BPF.
 pub(crate) fn load_classifier(program: &Program) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
     /// The beginning of `union bpf_attr` of linux/bpf.h, as it is for BPF_PROG_LOAD.
     #[repr(C)]
@@ -169,7 +170,6 @@ pub(crate) fn load_classifier(program: &Program) -> io::Result<OwnedFd> {
         relocation_size: size_of::<Relocation>() as u32,
         ..Load::default()
     };
-    const BPF_PROG_LOAD: libc::c_int = 5;
     // SAFETY: the structure has no padding; what it points to is only read, has the sizes that are said, and outlives the call.
     unsafe { bpf(BPF_PROG_LOAD, &attributes) }
 }

@@ -4,7 +4,7 @@
 //! 100,000 files was two thirds of making it. A huge page costs a seventh of that for as much memory, but not in a virtual machine that gives
 //! free huge pages back to its host: one that was given back has to be fetched, and that costs seven times
 //! as much as small pages, which come out of blocks that are too small to be given back (docs/performance.md). Which ones
-//! will come can't be asked. So the first is taken at once and the time looked at: one that was dear is the last.
+//! will come can't be asked. So each is taken at once and its time looked at: one that was dear is the last.
 #![allow(unsafe_code, reason = "madvise has no safe wrapper")]
 
 use std::sync::atomic::{AtomicBool, Ordering};

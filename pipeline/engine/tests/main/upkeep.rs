@@ -442,17 +442,19 @@ fn what_nobody_has_looked_at_is_not_believed() {
     assert!(store.verify(1, &|| true).unwrap().is_none());
 }
 
+/// Another byte at its beginning.
+fn damage(object: &Object) {
+    fs::set_permissions(&object.path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options().write(true).open(&object.path).unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+}
+
 #[test]
 fn verify_takes_nothing_from_under_a_launch() {
     let place = Place::new();
     let (store, objects) = filled(&place, &[1]);
     let other = open(&place);
-    fs::set_permissions(&objects[0].path, fs::Permissions::from_mode(0o600)).unwrap();
-    let file = fs::File::options()
-        .write(true)
-        .open(&objects[0].path)
-        .unwrap();
-    file.write_all_at(b"x", 0).unwrap();
+    damage(&objects[0]);
     let verified = store.verify(1, &|| false).unwrap().unwrap();
     assert_eq!(verified.findings.len(), 1);
     // The record is gone. The object is in nobody's way, and somebody may be about to open it.
@@ -531,12 +533,7 @@ fn row_36_who_borrows_what_is_damaged_is_no_hit_either() {
     let borrower = borrowed(&store, objects[0].id.key());
     // Somebody else has the store open, so the object itself stays.
     let other = open(&place);
-    fs::set_permissions(&objects[0].path, fs::Permissions::from_mode(0o600)).unwrap();
-    let file = fs::File::options()
-        .write(true)
-        .open(&objects[0].path)
-        .unwrap();
-    file.write_all_at(b"x", 0).unwrap();
+    damage(&objects[0]);
     let findings = store.verify(1, &|| false).unwrap().unwrap().findings;
     let id = objects[0].id.clone();
     let node = "borrow".to_owned();

@@ -54,13 +54,8 @@ impl Field {
         }
     }
 
-    /// [`Aspect::Up`] in the described structure, of bits.
-    pub(crate) fn up(self) -> i32 {
-        64 - self.bits() as i32
-    }
-
-    /// [`Aspect::Down`].
-    pub(crate) fn down(self) -> i32 {
+    /// [`Aspect::Up`] and [`Aspect::Down`] in the described structure, of bits.
+    pub(crate) fn shift(self) -> i32 {
         64 - self.bits() as i32
     }
 }

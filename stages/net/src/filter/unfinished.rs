@@ -225,9 +225,9 @@ fn program() -> Program {
     p.put(LOAD_WORD, R::R8, R::R6, GSO_SIZE, 0);
     p.read(R::R9, Field::Summed);
     p.relocate(Field::Summed, Aspect::Up);
-    p.imm(LSH_IMM, R::R9, Field::Summed.up());
+    p.imm(LSH_IMM, R::R9, Field::Summed.shift());
     p.relocate(Field::Summed, Aspect::Down);
-    p.imm(RSH_IMM, R::R9, Field::Summed.down());
+    p.imm(RSH_IMM, R::R9, Field::Summed.shift());
     p.go(JEQ_IMM, R::R9, R::R0, PARTIAL, Place::LeftSomething);
     p.go(JEQ_IMM, R::R8, R::R0, 0, Place::Next);
 
@@ -290,6 +290,5 @@ fn program() -> Program {
 
 /// Gives it to the kernel, which checks and compiles it; a filter holds it from then on.
 pub(crate) fn load() -> io::Result<OwnedFd> {
-    let program = program();
-    sys::load_classifier(&program)
+    sys::load_classifier(&program())
 }

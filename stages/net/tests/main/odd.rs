@@ -16,21 +16,24 @@ fn routes(attachment: &Attachment) -> Vec<String> {
         .collect()
 }
 
+fn bridge() -> Mode {
+    Mode::Bridge {
+        addresses: vec!["192.168.1.77/24".parse().unwrap()],
+        routes: Vec::new(),
+    }
+}
+
 /// Both have looked before either made anything.
 #[test]
 fn needs_root_row_51_of_two_machines_in_one_namespace_the_second_is_refused() {
     if skip() {
         return;
     }
-    let bridge = Mode::Bridge {
-        addresses: vec!["192.168.1.77/24".parse().unwrap()],
-        routes: Vec::new(),
-    };
     for (mode, qdisc) in [
         (Mode::Redirect, None),
         (Mode::Redirect, Some("ingress")),
         (Mode::Redirect, Some("clsact")),
-        (bridge, None),
+        (bridge(), None),
     ] {
         let world = World::new();
         let name = &world.container;
@@ -117,16 +120,12 @@ fn needs_root_a_namespace_may_have_any_mtu_that_a_veth_can_have() {
     if skip() {
         return;
     }
-    let bridge = Mode::Bridge {
-        addresses: vec!["192.168.1.77/24".parse().unwrap()],
-        routes: Vec::new(),
-    };
     let world = World::new();
     let name = &world.container;
     // Below 1,280 an interface has no IPv6.
     for mtu in [65_535, 65_522, 65_521, 9000, 1279, 68] {
         sh(&format!("ip -n {name} link set b9_veth_c mtu {mtu}"));
-        for mode in [Mode::Redirect, bridge.clone()] {
+        for mode in [Mode::Redirect, bridge()] {
             let wanted = Wanted {
                 mode,
                 ..wanted("web-1")
