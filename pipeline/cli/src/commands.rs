@@ -33,7 +33,7 @@ use fcpipe_supervisor::{Record, Reply, Request, Status, connect, look};
 
 use crate::arguments::{Builder, Building, Cache, Global, Spec};
 use crate::complaint::{self, Complaint};
-use crate::directories::{Directories, make_private};
+use crate::directories::Directories;
 use crate::render::harmless;
 
 /// What a command gives back: its exit code, or why there is none.
@@ -94,7 +94,6 @@ fn kernel(
     let (None, Some(image)) = (asked, &global.settings.kernel_image) else {
         return Ok(asked.cloned());
     };
-    make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
     let store = fcpipe_kernel::KernelStore::open(&directories.data).map_err(Complaint::of)?;
     let id = imported::id_of(image, &store, &directories.data)?;
     Ok(Some(id))
@@ -110,7 +109,6 @@ fn host(
     tell: &mut dyn FnMut(String),
 ) -> Result<Host, Complaint> {
     clean_up(directories, tell)?;
-    make_private(&directories.cache).map_err(|e| Complaint::about(&directories.cache, e))?;
     let store = Store::open(&directories.cache).map_err(Complaint::of)?;
     Ok(Host {
         store: Arc::new(store),
@@ -140,7 +138,6 @@ fn threads(global: &Global) -> usize {
 
 /// Undoes what launches left whose supervisor is gone, and tells of it.
 fn clean_up(directories: &Directories, tell: &mut dyn FnMut(String)) -> Result<(), Complaint> {
-    make_private(&directories.state).map_err(|e| Complaint::about(&directories.state, e))?;
     let recovered = fcpipe_supervisor::clean_up(&directories.state, tell).map_err(Complaint::of)?;
     for launch in &recovered.launches {
         tell(format!(

@@ -16,7 +16,8 @@ pub(crate) struct Directories {
 
 impl Directories {
     /// # Errors
-    /// Where a directory is neither given nor to be found: no HOME, and not root.
+    /// Where a directory is neither given nor to be found: no HOME, and not root. Where others decide what is in the data
+    /// directory: programs are run from there, and files are written. The other two are judged by who opens them.
     pub(crate) fn resolve(global: &Global) -> Result<Self, String> {
         let root = rustix::process::geteuid().is_root();
         let pick = |given: &Option<PathBuf>, system: &str, xdg: &str, home: &str, option: &str| {
@@ -37,7 +38,7 @@ impl Directories {
                 .map(|dir| dir.join("fcpipe"))
                 .ok_or_else(|| format!("HOME is not set: name a directory with {option}"))
         };
-        Ok(Directories {
+        let found = Directories {
             cache: pick(
                 &global.cache_dir,
                 "/var/cache/fcpipe",
@@ -59,7 +60,9 @@ impl Directories {
                 ".local/state",
                 "--state-dir",
             )?,
-        })
+        };
+        fcpipe_engine::secure_path(&found.data).map_err(|e| fcpipe_engine::chain(&e))?;
+        Ok(found)
     }
 }
 

@@ -73,7 +73,6 @@ impl Past {
         options.read(true).append(true).mode(0o600);
         let mut file = match options.open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(data)?;
                 make_private(&history)?;
                 for old in oldest(by_age(&history)?, SPECS - 1) {
                     fs::remove_file(history.join(old))?;

@@ -1,10 +1,12 @@
 //! Small things about directories and locks that the store and the launch directories share.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -32,9 +34,86 @@ pub enum DirError {
     },
 }
 
-/// Opens a directory that is this user's alone to write, making it (0700) and its parents where missing.
+/// Symlinks on the way to a directory: as many as the kernel follows.
+const LINKS: u32 = 40;
+
+/// Refuses a path at which somebody but root and this user may put what they like, now or later. Nothing need be there yet.
 ///
-/// Refused: a symlink, another owner, and a directory that everybody may write to.
+/// Each directory and each symlink on the way belongs to one of the two, and no directory there can be written by others, unless
+/// it is sticky as /tmp is: there nobody moves away what is not theirs. The last one may not be written by others at all.
+///
+/// A group whose only business is its user's, as many distributions give one to each, is that user.
+///
+/// # Errors
+/// [`DirError::Refused`] for the first that is not so.
+pub fn secure_path(path: &Path) -> Result<(), DirError> {
+    let io = |source: io::Error| DirError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let refused = |path: &Path, why| {
+        let path = path.to_owned();
+        Err(DirError::Refused { path, why })
+    };
+    let parts = |path: &Path| -> Vec<OsString> {
+        let parts = path.components().rev();
+        parts.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    // What is still to be gone through, the next at the end; and where that has led, without symlinks.
+    let mut rest = parts(&std::path::absolute(path).map_err(io)?);
+    let (mut at, mut links) = (PathBuf::new(), 0);
+    while let Some(part) = rest.pop() {
+        if Path::new(&part).components().next() == Some(Component::ParentDir) {
+            at.pop();
+            continue;
+        }
+        let here = at.join(&part);
+        let meta = match std::fs::symlink_metadata(&here) {
+            // The rest is made by whoever may write to what there is.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            meta => meta.map_err(io)?,
+        };
+        if !is_ours(meta.uid()) {
+            return refused(&here, ANOTHERS);
+        }
+        if meta.is_symlink() {
+            links += 1;
+            if links > LINKS {
+                return Err(io(Errno::LOOP.into()));
+            }
+            rest.extend(parts(&std::fs::read_link(&here).map_err(io)?));
+            continue;
+        }
+        let (group, everybody) = (meta.mode() & 0o020 != 0, meta.mode() & 0o002 != 0);
+        let own_group = [0, rustix::process::getegid().as_raw()].contains(&meta.gid());
+        let sticky = meta.mode() & 0o1000 != 0 && !rest.is_empty();
+        if !sticky && (everybody || group && (rest.is_empty() || !own_group)) {
+            return refused(&here, OTHERS_WRITE);
+        }
+        at = here;
+    }
+    Ok(())
+}
+
+const ANOTHERS: &str = "belongs to another user, who could put anything there";
+const OTHERS_WRITE: &str = "can be written by others (`chmod go-w` ends that)";
+
+/// Whether a user is root or this one.
+fn is_ours(uid: u32) -> bool {
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        return true;
+    }
+    // In a user namespace everybody from outside looks like nobody, root as well.
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let all = ["0", "0", "4294967295"];
+    let outside = read("/proc/sys/kernel/overflowuid");
+    outside.trim() == uid.to_string() && !read("/proc/self/uid_map").split_whitespace().eq(all)
+}
+
+/// Opens a directory that is this user's alone to write, making it and its parents (0700) where missing.
+///
+/// Refused: a symlink, another owner, and a directory that its group or everybody may write to. (Where a list of users may,
+/// that shows as the group's right.)
 pub(crate) fn own_dir(path: &Path) -> Result<(PathBuf, OwnedFd), DirError> {
     // O_NOFOLLOW does not hold for "link/": take trailing slashes off.
     let path: PathBuf = path.components().collect();
@@ -43,13 +122,30 @@ pub(crate) fn own_dir(path: &Path) -> Result<(PathBuf, OwnedFd), DirError> {
         source,
     };
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(io)?;
+        let mut private = std::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(parent).map_err(io)?;
     }
     own_dir_at(CWD, &path, &path).map(|fd| (path.clone(), fd))
 }
 
 /// The same for `name` in the directory `dir`; `path` is for messages.
 pub(crate) fn own_dir_at(dir: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd, DirError> {
+    match rustix::fs::mkdirat(&dir, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => open_own_dir_at(dir, name, path),
+        Err(errno) => Err(DirError::Io {
+            path: path.to_owned(),
+            source: errno.into(),
+        }),
+    }
+}
+
+/// The same for one that must be there.
+pub(crate) fn open_own_dir_at(
+    dir: impl AsFd,
+    name: &Path,
+    path: &Path,
+) -> Result<OwnedFd, DirError> {
     let io = |errno: Errno| DirError::Io {
         path: path.to_owned(),
         source: errno.into(),
@@ -60,10 +156,6 @@ pub(crate) fn own_dir_at(dir: impl AsFd, name: &Path, path: &Path) -> Result<Own
             why,
         })
     };
-    match rustix::fs::mkdirat(&dir, name, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(io(errno)),
-    }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -72,10 +164,10 @@ pub(crate) fn own_dir_at(dir: impl AsFd, name: &Path, path: &Path) -> Result<Own
     };
     let stat = rustix::fs::fstat(&fd).map_err(io)?;
     if stat.st_uid != rustix::process::geteuid().as_raw() {
-        return refused("belongs to another user");
+        return refused(ANOTHERS);
     }
-    if stat.st_mode & 0o002 != 0 {
-        return refused("can be written by everybody");
+    if stat.st_mode & 0o022 != 0 {
+        return refused(OTHERS_WRITE);
     }
     Ok(fd)
 }
@@ -189,4 +281,75 @@ pub(crate) fn link_unnamed(file: &File, dir: impl AsFd, name: &str) -> Result<()
     // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; the way through /proc needs nothing.
     let through = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, through, dir, name, rustix::fs::AtFlags::SYMLINK_FOLLOW)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[track_caller]
+    fn refused(path: &Path, at: &Path) {
+        let judged = secure_path(path);
+        assert!(
+            matches!(&judged, Err(DirError::Refused { path, .. }) if path == at),
+            "{judged:?}"
+        );
+    }
+
+    #[test]
+    fn row_37_a_path_is_ours_where_nobody_else_can_write_on_the_way() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        let (shared, own) = (at("shared"), at("shared/own"));
+        fs::create_dir_all(&own).unwrap();
+        symlink("shared/own/..", at("link")).unwrap();
+        symlink(at("loop"), at("loop")).unwrap();
+        for path in ["", "shared/own", "link", "link/own/nothing/yet", "nothing"] {
+            secure_path(&at(path)).unwrap();
+        }
+        assert!(matches!(secure_path(&at("loop")), Err(DirError::Io { .. })));
+        chmod(&shared, 0o777);
+        for path in ["shared", "shared/own", "link", "link/own", "shared/nothing"] {
+            refused(&at(path), &shared);
+        }
+        // Nobody takes away there what is not theirs, but everybody may put something there.
+        chmod(&shared, 0o1777);
+        secure_path(&own).unwrap();
+        secure_path(&at("shared/nothing")).unwrap();
+        refused(&shared, &shared);
+        // This user's group is no one else's business.
+        chmod(&shared, 0o770);
+        secure_path(&own).unwrap();
+        refused(&shared, &shared);
+    }
+
+    #[test]
+    fn row_37_a_path_through_what_is_another_user_s_is_not_ours_needs_root() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        let (dir, link) = (at("dir"), at("link"));
+        fs::create_dir_all(dir.join("below")).unwrap();
+        symlink("dir", &link).unwrap();
+        let group = Some(12345);
+        std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
+        refused(&link.join("below"), &link);
+        secure_path(&dir.join("below")).unwrap();
+        std::os::unix::fs::chown(&dir, None, group).unwrap();
+        secure_path(&dir.join("below")).unwrap();
+        chmod(&dir, 0o770);
+        refused(&dir.join("below"), &dir);
+        std::os::unix::fs::chown(&dir, Some(12345), Some(0)).unwrap();
+        refused(&dir.join("below"), &dir);
+    }
 }

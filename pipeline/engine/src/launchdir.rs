@@ -6,11 +6,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::fsutil::{self, DirError};
 use crate::journal::has_open_entries;
@@ -85,19 +87,18 @@ impl LaunchDir {
         if !is_id(id) {
             return Err(LaunchDirError::BadId { id: id.to_owned() });
         }
-        let (root, _) = fsutil::own_dir(root)?;
-        let root = std::path::absolute(&root).map_err(io_error(&root))?;
+        let root = make_root(root)?;
         let path = root.join(id);
         let _guard = root_lock(&root)?;
-        match std::fs::create_dir(&path) {
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(LaunchDirError::InUse { id: id.to_owned() });
             }
             Err(e) => return Err(io_error(&path)(e)),
         }
-        let locked = take_lock(&path).and_then(|lock| lock.ok_or(io::ErrorKind::WouldBlock.into()));
-        match locked {
+        let held = || io_error(&path)(io::ErrorKind::WouldBlock.into());
+        match take_lock(&path).and_then(|lock| lock.ok_or_else(held)) {
             Ok(lock) => Ok(Self {
                 root,
                 path,
@@ -107,7 +108,7 @@ impl LaunchDir {
             Err(error) => {
                 let _ = std::fs::remove_file(path.join(LOCK));
                 let _ = std::fs::remove_dir(&path);
-                Err(io_error(&path)(error))
+                Err(error)
             }
         }
     }
@@ -161,13 +162,12 @@ impl LaunchDir {
 
     /// The launches that have a directory in `root`, dead or alive, by name.
     pub fn list(root: &Path) -> Result<Vec<String>, LaunchDirError> {
-        let entries = match std::fs::read_dir(root) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(io_error(root))?,
+        let Some(root) = open_root(root)? else {
+            return Ok(Vec::new());
         };
         let mut ids = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(io_error(root))?;
+        for entry in std::fs::read_dir(&root).map_err(io_error(&root))? {
+            let entry = entry.map_err(io_error(&root))?;
             if entry.file_type().is_ok_and(|t| t.is_dir())
                 && let Ok(id) = entry.file_name().into_string()
                 && !id.starts_with('.')
@@ -181,13 +181,18 @@ impl LaunchDir {
 
     /// Whether a launch's owner lives. `None`: there is no such launch.
     pub fn is_alive(root: &Path, id: &str) -> Result<Option<bool>, LaunchDirError> {
-        if !is_id(id) {
+        let (true, Some(root)) = (is_id(id), open_root(root)?) else {
             return Ok(None);
-        }
-        let path = root.join(id).join(LOCK);
-        let file = match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(io_error(&path))?,
+        };
+        let dir = root.join(id);
+        let Some(dir_fd) = open_dir(&dir)? else {
+            return Ok(None);
+        };
+        let path = dir.join(LOCK);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(dir_fd, LOCK, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            file => file.map_err(|e| io_error(&path)(e.into()))?,
         };
         // A shared lock, and only for a moment: others that look see no owner in it.
         let free = fsutil::try_flock(&file, FlockOperation::NonBlockingLockShared)
@@ -198,11 +203,9 @@ impl LaunchDir {
     /// Takes over the directory of a launch whose owner is dead, waiting a moment for somebody who looks at it.
     /// `None`: its owner lives, or there is no such launch.
     pub fn take(root: &Path, id: &str, patience: Duration) -> Result<Option<Self>, LaunchDirError> {
-        if !is_id(id) {
+        let (true, Some(root)) = (is_id(id), open_root(root)?) else {
             return Ok(None);
-        }
-        let (root, _) = fsutil::own_dir(root)?;
-        let root = std::path::absolute(&root).map_err(io_error(&root))?;
+        };
         let path = root.join(id);
         let end = Instant::now() + patience;
         loop {
@@ -210,7 +213,7 @@ impl LaunchDir {
             if !path.is_dir() {
                 return Ok(None);
             }
-            if let Some(lock) = take_lock(&path).map_err(io_error(&path))? {
+            if let Some(lock) = take_lock(&path)? {
                 let id = id.to_owned();
                 return Ok(Some(Self {
                     root,
@@ -229,13 +232,9 @@ impl LaunchDir {
 
     /// Takes over every directory in `root` whose owner is dead. Also gives those that could not be judged.
     pub(crate) fn take_dead(root: &Path) -> Result<(Vec<Self>, Trouble), LaunchDirError> {
-        match std::fs::symlink_metadata(root) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-            _ => {}
-        }
-        // Journals say what to undo, and may say so to root: not from a directory that others can write to.
-        let (root, _) = fsutil::own_dir(root)?;
-        let root = std::path::absolute(&root).map_err(io_error(&root))?;
+        let Some(root) = open_root(root)? else {
+            return Ok(Default::default());
+        };
         let entries = std::fs::read_dir(&root).map_err(io_error(&root))?;
         let _guard = root_lock(&root)?;
         let (mut dead, mut trouble) = (Vec::new(), Vec::new());
@@ -257,12 +256,28 @@ impl LaunchDir {
                     lock,
                 }),
                 Ok(None) => {}
-                // Listed, and gone before the guard was taken.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => trouble.push((id, io_error(&path)(e))),
+                Err(e) => trouble.push((id, e)),
             }
         }
         Ok((dead, trouble))
+    }
+}
+
+/// The state directory, absolute, and made where it is missing.
+///
+/// Journals say what to undo, records which hooks are to run, and both may say so to root: not in a directory where others could
+/// put one.
+fn make_root(root: &Path) -> Result<PathBuf, LaunchDirError> {
+    fsutil::secure_path(root)?;
+    let (root, _) = fsutil::own_dir(root)?;
+    std::path::absolute(&root).map_err(io_error(&root))
+}
+
+/// The same; `None` where there is none.
+fn open_root(root: &Path) -> Result<Option<PathBuf>, LaunchDirError> {
+    match std::fs::symlink_metadata(root) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        _ => make_root(root).map(Some),
     }
 }
 
@@ -274,15 +289,30 @@ fn is_id(id: &str) -> bool {
 /// Held while a launch's directory is made or removed. Never for long.
 fn root_lock(root: &Path) -> Result<File, LaunchDirError> {
     let path = root.join(ROOT_LOCK);
-    let file = fsutil::open_lock(rustix::fs::CWD, &path).map_err(io_error(&path))?;
+    let file = fsutil::open_lock(CWD, &path).map_err(io_error(&path))?;
     fsutil::flock(&file, FlockOperation::LockExclusive).map_err(io_error(&path))?;
     Ok(file)
 }
 
-/// Takes a directory's own lock, making the file if it is missing. `None` if it is held.
-fn take_lock(dir: &Path) -> io::Result<Option<File>> {
-    let file = fsutil::open_lock(rustix::fs::CWD, dir.join(LOCK))?;
-    Ok(fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive)?.then_some(file))
+/// A launch's directory; `None` where there is none.
+fn open_dir(path: &Path) -> Result<Option<OwnedFd>, DirError> {
+    match fsutil::open_own_dir_at(CWD, path, path) {
+        Err(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Takes a directory's own lock, making the file if it is missing. `None` if it is held, or the directory is gone.
+fn take_lock(dir: &Path) -> Result<Option<File>, LaunchDirError> {
+    let Some(dir_fd) = open_dir(dir)? else {
+        return Ok(None);
+    };
+    let lock = || {
+        let file = fsutil::open_lock(&dir_fd, LOCK)?;
+        let free = fsutil::try_flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(free.then_some(file))
+    };
+    lock().map_err(io_error(dir))
 }
 
 #[cfg(test)]

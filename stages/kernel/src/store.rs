@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{KernelError, io_error};
@@ -119,13 +119,16 @@ pub struct ImportOptions<'a> {
 }
 
 impl KernelStore {
-    /// The store below `data_dir`, which is made if it is not there.
+    /// The store below `data_dir`, which is made (0700) if it is not there. Whether others can write to it is for the caller to
+    /// judge.
     ///
     /// # Errors
     /// If the directories cannot be made.
     pub fn open(data_dir: &Path) -> Result<KernelStore, KernelError> {
         let dir = data_dir.join("kernels").join("v1");
-        fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&dir).map_err(io_error("create", &dir))?;
         Ok(KernelStore { dir })
     }
 

@@ -14,7 +14,7 @@ use super::{Outcome, clean_up, note, print, threads};
 use crate::amounts::ago;
 use crate::arguments::{CacheCommand, Format, Global};
 use crate::complaint::Complaint;
-use crate::directories::{Directories, make_private};
+use crate::directories::Directories;
 use crate::render::harmless;
 use crate::signals;
 
@@ -74,7 +74,6 @@ fn dispatch(global: &Global, command: &CacheCommand, cancel: &CancelToken) -> Ou
 }
 
 fn open(directories: &Directories) -> Result<Store, Complaint> {
-    make_private(&directories.cache).map_err(|e| Complaint::about(&directories.cache, e))?;
     Store::open(&directories.cache).map_err(broken)
 }
 

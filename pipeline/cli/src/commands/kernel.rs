@@ -6,11 +6,10 @@ use serde_json::json;
 use super::{Outcome, note, print};
 use crate::arguments::{Format, Global, Kernel};
 use crate::complaint::Complaint;
-use crate::directories::{Directories, make_private};
+use crate::directories::Directories;
 
 pub(crate) fn run(global: &Global, arguments: &Kernel) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
-    make_private(&directories.data).map_err(|e| Complaint::about(&directories.data, e))?;
     let store = KernelStore::open(&directories.data).map_err(Complaint::of)?;
     let text = match arguments {
         Kernel::Import { file, modules } => {

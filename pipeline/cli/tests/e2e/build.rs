@@ -407,3 +407,40 @@ fn each_field_of_a_spec_is_in_the_key_or_not_as_it_is_in_the_image_or_not() {
     // A build under a name replaces the one before; as it was at first, it is made of the same bytes.
     assert_eq!(build(&|_| ()).1, digest);
 }
+
+/// Programs are run from there, and files are written.
+#[test]
+fn row_37_a_data_directory_of_another_user_is_not_used_needs_root() {
+    if skip(not_root()) {
+        return;
+    }
+    let world = World::new();
+    let bundle = world.bundle(&["true"], &[]);
+    result(&build(&world, &bundle, "image", &[]));
+    let data = world.path("data");
+    // What somebody may have put in the place of what past launches are noted in.
+    let victim = world.path("victim");
+    fs::write(&victim, "precious").unwrap();
+    for entry in fs::read_dir(data.join("history")).unwrap() {
+        let noted = entry.unwrap().path();
+        fs::remove_file(&noted).unwrap();
+        symlink(&victim, &noted).unwrap();
+    }
+    std::os::unix::fs::chown(&data, Some(12345), None).unwrap();
+    let refused = |args: &[&str]| {
+        let output = world.fcpipe().args(args).output().unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        let said = format!("{} is not used", data.display());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(&said), "{args:?}: {stderr}");
+    };
+    let spec = bundle.to_str().unwrap();
+    let image = world.path("second");
+    refused(&["build", spec, "-o", image.to_str().unwrap()]);
+    for command in ["run", "plan", "explain", "report"] {
+        refused(&[command, spec]);
+    }
+    refused(&["doctor"]);
+    refused(&["kernel", "import", "/boot/vmlinuz"]);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}

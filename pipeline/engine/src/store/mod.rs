@@ -132,7 +132,7 @@ pub struct Store {
 impl Store {
     /// Opens the store under the cache directory `path`, making what is missing.
     ///
-    /// Refused if the directory is a symlink, belongs to somebody else or can be written by everybody. Temporary
+    /// Refused if the directory is a symlink, belongs to somebody else or can be written by others. Temporary
     /// files and locks of processes that died are removed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, &StoreOptions::default())

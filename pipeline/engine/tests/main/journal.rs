@@ -1,12 +1,12 @@
 //! What is made on the host is gone in the end, whoever has to see to it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fcpipe_engine::{LaunchDir, LaunchDirError, UndoTable, recover};
+use fcpipe_engine::{DirError, LaunchDir, LaunchDirError, UndoTable, recover};
 
-use crate::kit::{Place, Touch, log_of, nobody_begins};
+use crate::kit::{Place, Touch, log_of, nobody_begins, root};
 
 fn table() -> UndoTable {
     UndoTable::new().with::<Touch>()
@@ -280,4 +280,50 @@ fn a_state_directory_that_others_can_write_is_not_believed() {
             .launches
             .is_empty()
     );
+}
+
+/// In a directory where others can put a journal or a record, they could have root delete and run what they like.
+#[test]
+fn row_37_what_others_could_have_written_is_not_undone_needs_root() {
+    if !root() {
+        return;
+    }
+    const OTHER: Option<u32> = Some(12345);
+    let place = Place::new();
+    let victim = place.dir.path().join("a");
+    fs::write(&victim, "").unwrap();
+    dead(&place, "d", &line(&place, 0, "touch", "a"));
+    // What belongs to whom, and may be written by whom.
+    let cases = [
+        (place.dir.path().to_owned(), OTHER, None, 0o700),
+        (place.dir.path().to_owned(), None, OTHER, 0o770),
+        (place.dir.path().to_owned(), None, None, 0o777),
+        (place.state(), OTHER, None, 0o700),
+        (place.state(), None, OTHER, 0o770),
+        (place.state(), None, None, 0o1777),
+        (place.state().join("d"), OTHER, None, 0o700),
+        (place.state().join("d"), None, None, 0o777),
+    ];
+    for (dir, user, group, mode) in cases {
+        chown(&dir, user, group).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(mode)).unwrap();
+        let case = format!("{} {user:?} {group:?} {mode:o}", dir.display());
+        let is_refused = |error: &LaunchDirError| matches!(error, LaunchDirError::Dir(DirError::Refused { path, .. }) if *path == dir);
+        // A directory that is not the launch's own hides no other; any other is not used at all.
+        match recover(&place.state(), &table()) {
+            Ok(recovered) => {
+                assert_eq!(recovered.undone, 0, "{case}");
+                assert_eq!(recovered.left.len(), 1, "{case}");
+                assert_eq!(recovered.left[0].launch, "d", "{case}");
+            }
+            Err(error) => assert!(is_refused(&error), "{case}: {error:?}"),
+        }
+        let looked = LaunchDir::is_alive(&place.state(), "d");
+        assert!(looked.as_ref().is_err_and(is_refused), "{case}: {looked:?}");
+        assert!(victim.exists(), "{case}");
+        chown(&dir, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+    }
+    assert_eq!(recover(&place.state(), &table()).unwrap().undone, 1);
+    assert!(!victim.exists());
 }

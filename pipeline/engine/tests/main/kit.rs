@@ -277,6 +277,16 @@ impl Effect for Hang {
     }
 }
 
+/// Whether this is root; says so if not, and fails in CI.
+pub(crate) fn root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        assert!(std::env::var_os("CI").is_none(), "CI must run this as root");
+        println!("skipped: needs root");
+    }
+    root
+}
+
 /// A store and a state directory that go at the end.
 pub(crate) struct Place {
     pub(crate) dir: tempfile::TempDir,
