@@ -9,10 +9,13 @@ use crate::model::{DataRun, HOLE_UNIT};
 /// The largest file whose runs' ends fit 32 bits: 16 TiB less a unit, which is also ext4's limit.
 pub(super) const MOST: u64 = HOLE_UNIT * u32::MAX as u64;
 
-/// Whether a file has fewer blocks than its size needs, so that it is worth asking for its holes.
-/// `blocks` are of 512 bytes, whatever the file system's are. One unit is never worth it.
-pub(super) fn may_have(size: u64, blocks: u64) -> bool {
-    size > HOLE_UNIT && blocks.saturating_mul(512) < size
+/// A file must be as long as this before XFS keeps blocks ready for it (`m_allocsize_blocks`).
+const READY: u64 = 64 << 10;
+
+/// Whether it is worth asking a file for its holes: it has fewer blocks than its size needs, or its blocks do not tell
+/// ([`super::trust::Manner::keeps_ready`]). `blocks` are of 512 bytes, whatever the file system's are. One unit is never worth it.
+pub(super) fn may_have(size: u64, blocks: u64, keeps_ready: bool) -> bool {
+    size > HOLE_UNIT && (blocks.saturating_mul(512) < size || keeps_ready && size >= READY)
 }
 
 /// The runs of data in a file of `size` bytes (at most [`MOST`]), rounded outwards to units; `None`
@@ -58,6 +61,16 @@ mod tests {
         push(&mut runs, 20000, 20001);
         let expected = [DataRun { start: 0, end: 2 }, DataRun { start: 4, end: 5 }];
         assert_eq!(runs, expected);
+    }
+
+    /// 1 MiB with a hole, for which XFS keeps 64 KiB ready for a while.
+    #[test]
+    fn blocks_that_are_kept_ready_hide_no_holes() {
+        for blocks in [2048 - 8, 2048 - 8 + 128] {
+            assert!(may_have(1 << 20, blocks, true));
+        }
+        assert!(!may_have(1 << 20, 2048 - 8 + 128, false));
+        assert!(!may_have(READY - 1, 128, true));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) fn file(
         });
     }
     let mut data = None;
-    if holes::may_have(stamp.size, stat.stx_blocks) {
+    if holes::may_have(stamp.size, stat.stx_blocks, request.manner.keeps_ready) {
         if stamp.size > holes::MOST {
             return Err(ScanError::FileTooLarge {
                 path: request.source.to_path_buf(),

@@ -54,7 +54,13 @@ pub(crate) struct Manner {
     pub(crate) fields: Fields,
     /// How far the clock that stamps files may be from this host's; nanoseconds.
     pub(crate) skew: i128,
+    /// A file's blocks may be more than its data needs: XFS counts those that it keeps ready for what may be written next, and
+    /// gives them back in its own time, without a change of the file.
+    pub(crate) keeps_ready: bool,
 }
+
+/// `XFS_SUPER_MAGIC`.
+const XFS: u64 = 0x5846_5342;
 
 impl Manner {
     pub(crate) fn new(trust: Trust, f_type: u64) -> Manner {
@@ -74,7 +80,11 @@ impl Manner {
             Kind::Local | Kind::Overlay => 0,
             Kind::Network | Kind::Foreign => 10_000_000_000,
         };
-        Manner { fields, skew }
+        Manner {
+            fields,
+            skew,
+            keeps_ready: f_type == XFS,
+        }
     }
 }
 

@@ -69,8 +69,9 @@ impl Worker<'_> {
 
     /// A regular file. It is opened where it may have holes, or where its content is what counts.
     fn file(&mut self, dir: &Open, name: &CStr, stat: &Statx) -> Result<Option<Leaf>, ScanError> {
-        let sparse = holes::may_have(stat.stx_size, stat.stx_blocks);
-        let read = self.shared.request.manner.fields.reads();
+        let manner = self.shared.request.manner;
+        let sparse = holes::may_have(stat.stx_size, stat.stx_blocks, manner.keeps_ready);
+        let read = manner.fields.reads();
         let (mut holes, mut content) = (None, None);
         if !sparse && !read {
             return Ok(Some(Leaf::File { holes, content }));
