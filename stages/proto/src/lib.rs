@@ -29,6 +29,7 @@ pub mod host;
 pub mod message;
 pub mod mux;
 mod network;
+mod patience;
 pub mod process;
 pub mod pump;
 pub mod stats;

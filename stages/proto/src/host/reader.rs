@@ -2,26 +2,21 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::state::{Configure, Phase, Shared, State};
 use crate::error::ProtoError;
 use crate::frame::{Frame, MAX_CONTROL_FROM_GUEST, StreamId};
 use crate::message::{self, GuestMessage, HostMessage};
+use crate::patience::Patience;
 use crate::process::ProcessId;
-
-/// After this much silence the agent is asked for a sign of life.
-pub(super) const ASK_AFTER: Duration = Duration::from_secs(5);
-/// After this much silence it counts as lost. A guest in the middle of a fork bomb, emulated, was
-/// seen to need seconds.
-const LOST_AFTER: Duration = Duration::from_secs(30);
 
 /// Reads until the connection ends, and says why it did.
 pub(super) fn run(shared: &Arc<Shared>, stream: impl Read) {
     let mut from = Patient {
         stream,
         shared: Arc::clone(shared),
-        heard: Instant::now(),
+        patience: Patience::default(),
     };
     let error = loop {
         let frame = match Frame::read(&mut from, MAX_CONTROL_FROM_GUEST) {
@@ -178,11 +173,11 @@ fn phase<'a>(
 }
 
 /// A stream whose reads time out again and again without that being an error: it asks the agent
-/// for a sign of life, and gives up when none comes.
+/// for a sign of life each time, and gives up when none comes.
 struct Patient<S> {
     stream: S,
     shared: Arc<Shared>,
-    heard: Instant,
+    patience: Patience,
 }
 
 impl<S: Read> Read for Patient<S> {
@@ -190,18 +185,71 @@ impl<S: Read> Read for Patient<S> {
         loop {
             match self.stream.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if self.heard.elapsed() >= LOST_AFTER {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
+                    self.patience.again()?;
                     // It fails only when the connection has ended, which the next read sees.
                     let _ = self.shared.mux.send(&HostMessage::Ping, "a ping");
                 }
                 Ok(n) => {
-                    self.heard = Instant::now();
+                    self.patience.renew();
                     return Ok(n);
                 }
                 Err(e) => return Err(e),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::mux::{Mux, Side};
+
+    /// Waits in vain so many times before each byte.
+    struct Silent {
+        waits: u32,
+        left: u32,
+    }
+
+    impl Read for Silent {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.left == 0 {
+                self.left = self.waits;
+                buffer[0] = 7;
+                return Ok(1);
+            }
+            self.left -= 1;
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    /// What comes of reading three bytes, and how many pings were sent.
+    fn heard(waits: u32) -> (io::Result<()>, usize) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mux = Mux::new(&ours, Side::Host, 1 << 10).unwrap();
+        let shared = Shared::new(Arc::clone(&mux), Box::new(|| false), State::default());
+        let left = waits;
+        let mut patient = Patient {
+            stream: Silent { waits, left },
+            shared: Arc::new(shared),
+            patience: Patience::default(),
+        };
+        let read = patient.read_exact(&mut [0; 3]);
+        assert!(mux.flush(Instant::now() + std::time::Duration::from_secs(60)));
+        mux.end(ProtoError::Ended);
+        let mut sent = theirs;
+        let pings = std::iter::from_fn(|| Frame::read(&mut sent, 1 << 10).ok().flatten());
+        (read, pings.count())
+    }
+
+    #[test]
+    fn row_49_an_agent_is_lost_only_when_it_answers_none_of_many_questions() {
+        let (read, pings) = heard(23);
+        read.unwrap();
+        assert_eq!(pings, 3 * 23);
+        let (read, pings) = heard(24);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(pings, 23);
     }
 }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::process::{RunningProcess, Stdio};
-use super::reader::{self, ASK_AFTER};
+use super::reader;
 use super::state::{Configure, Phase, ProcessState, Shared, State};
 use crate::PROTOCOL;
 use crate::config::GuestConfig;
@@ -14,12 +14,11 @@ use crate::error::ProtoError;
 use crate::frame::{Frame, MAX_CONTROL_FROM_GUEST, MAX_CONTROL_FROM_HOST};
 use crate::message::{self, GuestMessage, Hello, HelloReply, HostMessage};
 use crate::mux::{Mux, Side};
+use crate::patience::WAIT;
 use crate::process::{Process, ProcessId};
 use crate::stats::Stats;
 use crate::stream::Stream;
 
-/// How long one write to the agent may take. The agent always reads.
-const WRITE: Duration = Duration::from_secs(30);
 /// How often a wait looks for an end that nothing announces.
 pub(super) const TICK: Duration = Duration::from_secs(1);
 /// How often a wait for an answer looks whether that is still wanted.
@@ -60,8 +59,8 @@ impl Session {
     ) -> Result<Self, ProtoError> {
         let guest = shake_hands(&mut stream, boot_id, deadline, &cancelled)?;
         let option = |e| ProtoError::io("setting the connection's timeout", &e);
-        stream.set_read_timeout(Some(ASK_AFTER)).map_err(option)?;
-        stream.set_write_timeout(Some(WRITE)).map_err(option)?;
+        stream.set_read_timeout(Some(WAIT)).map_err(option)?;
+        stream.set_write_timeout(Some(WAIT)).map_err(option)?;
         let mux = Mux::new(&stream, Side::Host, MAX_CONTROL_FROM_HOST)?;
         let next = guest.running.iter().map(|p| p.get()).max().unwrap_or(0) + 1;
         let configure = if guest.configured {

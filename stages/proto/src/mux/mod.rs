@@ -23,6 +23,7 @@ pub use outlet::{Outlet, StreamEnd};
 use crate::error::ProtoError;
 use crate::frame::{Frame, Stdio, StreamId};
 use crate::message;
+use crate::patience::PatientWriter;
 use crate::process::ProcessId;
 use crate::stream::Stream;
 use outbox::Outbox;
@@ -101,7 +102,8 @@ impl Mux {
     }
 
     /// The writer thread: sends what the outbox holds until the connection ends.
-    fn write_all(&self, mut to: impl Write) {
+    fn write_all(&self, to: impl Write) {
+        let mut to = PatientWriter::new(to);
         let mut bytes = Vec::new();
         while let Some(frame) = self.outbox.next() {
             bytes.clear();
