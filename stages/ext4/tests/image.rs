@@ -5,8 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use fcpipe_ext4::{BLOCK_SIZE, Layout, LayoutWarning, Options, Origin, layout};
-use fcpipe_tree::{Kind, NodeId, Tree};
-use fcpipe_treegen::Model;
+use fcpipe_tree::{Kind, Tree};
+use fcpipe_treegen::{Expect, Model};
+
+use crate::host::{Mount, assert_clean, has_root};
 
 /// An image on the disk, in a directory that goes away with it.
 pub(crate) struct Image {
@@ -134,6 +136,28 @@ fn check_files(layout: &Layout, tree: &Tree) {
     }
 }
 
+/// What the kernel must find of a model.
+pub(crate) const EXACTLY: Expect = Expect {
+    holes: true,
+    lost_found: true,
+    all_times_equal: true,
+};
+
+/// Lays the model out, has e2fsck look at it, and the kernel compare every byte.
+#[track_caller]
+pub(crate) fn comes_out_as_it_went_in(model: &Model) -> Image {
+    let image = Image::new(model, &plain());
+    assert_clean(&image.path());
+    if has_root("comparing by the kernel's mount") {
+        let mount = Mount::new(&image.path(), "ro");
+        if let Err(mismatch) = model.compare(mount.path(), EXACTLY) {
+            panic!("{mismatch}");
+        }
+        mount.unmount();
+    }
+    image
+}
+
 /// The options of an ordinary image.
 pub(crate) fn plain() -> Options {
     Options::default()
@@ -143,15 +167,4 @@ pub(crate) fn plain() -> Options {
 #[track_caller]
 pub(crate) fn assert_no_warnings(warnings: &[LayoutWarning]) {
     assert!(warnings.is_empty(), "{warnings:?}");
-}
-
-/// The node of a path without odd names.
-#[track_caller]
-pub(crate) fn node_at(tree: &Tree, path: &str) -> NodeId {
-    path.split('/')
-        .filter(|part| !part.is_empty())
-        .fold(NodeId::ROOT, |dir, name| {
-            tree.lookup(dir, name.as_bytes())
-                .expect("the name is there")
-        })
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use fcpipe_ext4::{Label, Options};
-use fcpipe_treegen::{Expect, Limits, Model, Rng, count, generate, seed};
+use fcpipe_treegen::{Limits, Model, Rng, count, generate, seed};
 
 use crate::host::{Mount, assert_clean, dump, has_root, run};
-use crate::image::{Image, assert_no_warnings};
+use crate::image::{EXACTLY, Image, assert_no_warnings};
 
 /// The seeds of the trees to try.
 fn trees() -> impl Iterator<Item = u64> {
@@ -33,13 +33,6 @@ fn draw(seed: u64, limits: &Limits) -> (Model, Options) {
     };
     (model, options)
 }
-
-/// What the kernel must find.
-const EXACTLY: Expect = Expect {
-    holes: true,
-    lost_found: true,
-    all_times_equal: true,
-};
 
 #[test]
 fn random_trees_are_clean_for_e2fsck_and_dumpe2fs() {
