@@ -96,12 +96,15 @@ mod tests {
         let other = token.clone();
         let waiter = std::thread::spawn(move || {
             let start = Instant::now();
-            (other.wait_timeout(Duration::from_secs(60)), start.elapsed())
+            (
+                other.wait_timeout(Duration::from_secs(600)),
+                start.elapsed(),
+            )
         });
         token.cancel();
         token.cancel();
         let (set, waited) = waiter.join().unwrap();
-        assert!(set && waited < Duration::from_secs(10));
+        assert!(set && waited < Duration::from_secs(60));
         assert!(token.cancelled() && readable(&token) && readable(&token));
     }
 }

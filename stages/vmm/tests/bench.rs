@@ -54,8 +54,8 @@ pub(crate) fn soon(millis: u64) -> Instant {
 /// The error of a connect that must fail, and fail long before its deadline.
 pub(crate) fn connect_fails_at_once(machine: &dyn Machine) -> VmmError {
     let begun = Instant::now();
-    let error = machine.connect(1000, soon(30_000), NEVER).unwrap_err();
-    assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
+    let error = machine.connect(1000, soon(600_000), NEVER).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
     error
 }
 

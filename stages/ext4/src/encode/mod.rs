@@ -53,6 +53,10 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
+    fn has_dir(changes: Option<&Changes>, dir: usize) -> bool {
+        changes.is_none_or(|changes| changes.dirs[dir])
+    }
+
     fn has_content(changes: Option<&Changes>, node: NodeId) -> bool {
         changes.is_none_or(|changes| changes.contents[node.index()])
     }
@@ -223,39 +227,18 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
         if groups.has_block_bitmap(group) && !zero {
             lists.add(Section::BlockBitmap(group), tables.block_bitmap, 1);
         }
-        let reached = groups.inodes_reached(group);
-        if reached > 0 {
+        if groups.inodes_reached(group) > 0 {
             lists.add(Section::InodeBitmap(group), tables.inode_bitmap, 1);
         }
-        if decided.changes.is_some() {
-            continue;
-        }
-        let table_blocks = reached.div_ceil(INODES_PER_BLOCK);
-        for at in (0..table_blocks).step_by(TABLE_CHUNK as usize) {
-            let first = group.0 * geometry.inodes_per_group + at * INODES_PER_BLOCK + 1;
-            lists.add(
-                Section::Inodes(InodeNo(first)),
-                tables.inode_table + u64::from(at),
-                (table_blocks - at).min(TABLE_CHUNK),
-            );
-        }
     }
-    if let Some(changes) = decided.changes {
-        for &first in &changes.inodes {
-            let (group, at) = first.place(geometry.inodes_per_group);
-            let table = geometry.tables[group.index()].inode_table;
-            lists.add(
-                Section::Inodes(first),
-                table + u64::from(at / INODES_PER_BLOCK),
-                1,
-            );
-        }
+    for (first, blocks) in tables(decided, groups) {
+        let (group, at) = first.place(geometry.inodes_per_group);
+        let table = geometry.tables[group.index()].inode_table;
+        let block = table + u64::from(at / INODES_PER_BLOCK);
+        lists.add(Section::Inodes(first), block, blocks);
     }
     for (i, dir) in (0..).zip(&content.dirs) {
-        if decided
-            .changes
-            .is_some_and(|changes| !changes.dirs[i as usize])
-        {
+        if !Changes::has_dir(decided.changes, i as usize) {
             continue;
         }
         let owner = dir
@@ -297,6 +280,23 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
     (lists.sections, lists.parts)
 }
 
+/// The blocks of inode tables that are made: the first inode in each run of them, and how many there are.
+fn tables(decided: &Decided<'_>, groups: &Groups) -> Vec<(InodeNo, u32)> {
+    if let Some(changes) = decided.changes {
+        return changes.inodes.iter().map(|&first| (first, 1)).collect();
+    }
+    let mut tables = Vec::new();
+    for group in decided.geometry.all_groups() {
+        let blocks = groups.inodes_reached(group).div_ceil(INODES_PER_BLOCK);
+        let before = group.0 * decided.geometry.inodes_per_group;
+        for at in (0..blocks).step_by(TABLE_CHUNK as usize) {
+            let first = InodeNo(before + at * INODES_PER_BLOCK + 1);
+            tables.push((first, (blocks - at).min(TABLE_CHUNK)));
+        }
+    }
+    tables
+}
+
 #[derive(Default)]
 struct Lists {
     sections: Vec<Section>,
@@ -305,23 +305,25 @@ struct Lists {
 
 impl Lists {
     fn add(&mut self, section: Section, block: u64, blocks: u32) {
-        let at = self.sections.len() as u32;
-        self.sections.push(section);
-        self.parts.push(Part {
-            block,
-            blocks,
-            section: at,
-        });
+        self.add_all(section, [(block, blocks)]);
     }
 
     fn add_pieces(&mut self, section: Section, pieces: &[Piece]) {
-        let at = self.sections.len() as u32;
-        self.sections.push(section);
-        self.parts.extend(pieces.iter().map(|piece| Part {
-            block: piece.block,
-            blocks: piece.blocks,
-            section: at,
-        }));
+        self.add_all(
+            section,
+            pieces.iter().map(|piece| (piece.block, piece.blocks)),
+        );
+    }
+
+    fn add_all(&mut self, made: Section, parts: impl IntoIterator<Item = (u64, u32)>) {
+        let section = self.sections.len() as u32;
+        self.sections.push(made);
+        let part = |(block, blocks)| Part {
+            block,
+            blocks,
+            section,
+        };
+        self.parts.extend(parts.into_iter().map(part));
     }
 }
 
