@@ -95,7 +95,8 @@ pub fn secure_path(path: &Path) -> Result<(), DirError> {
     Ok(())
 }
 
-const ANOTHERS: &str = "belongs to another user, who could put anything there";
+const ANOTHERS: &str =
+    "belongs to another user, who could put anything there (name another directory)";
 const OTHERS_WRITE: &str = "can be written by others (`chmod go-w` ends that)";
 
 /// Whether a user is root or this one.
