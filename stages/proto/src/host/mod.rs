@@ -4,6 +4,7 @@
 //! [`RunningProcess`] is one process of the guest. Every wait has a deadline or ends with the
 //! connection, and a connection whose agent falls silent ends by itself.
 
+mod drain;
 mod process;
 mod reader;
 mod session;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::drain::{Drain, Next};
 use super::session::{LOOK, TICK};
 use super::state::{Phase, ProcessState, Shared};
 use crate::error::ProtoError;
@@ -17,8 +18,6 @@ use crate::pump::{self, AtStop, Stop};
 
 /// How long an agent may take to answer a signal.
 const SIGNAL: Duration = Duration::from_secs(10);
-/// How long the output of a process that has ended may stay open with nothing coming.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Where a process's standard streams go.
 pub struct Stdio {
@@ -68,7 +67,7 @@ impl RunningProcess {
             let id = state.new_process()?;
             let process = ProcessState {
                 phase: Phase::Starting,
-                exited: None,
+                drain: None,
                 stop: Some(Arc::clone(&stop)),
                 outputs: 2,
                 lost: None,
@@ -171,18 +170,21 @@ impl RunningProcess {
         let answer = self.shared.wait(deadline, TICK, |state| {
             let Some(ProcessState {
                 phase: Phase::Exited(status),
-                exited,
+                drain,
                 outputs,
                 lost,
                 ..
-            }) = state.processes.get(&self.id)
+            }) = state.processes.get_mut(&self.id)
             else {
                 return state.ended.clone().map(Err);
             };
             match lost {
                 Some(error) => Some(Err(error.clone())),
                 None if *outputs == 0 => Some(Ok(*status)),
-                None if exited.is_some_and(|exited| self.output_never_ends(exited)) => {
+                None if drain
+                    .as_mut()
+                    .is_some_and(|drain| self.output_never_ends(drain, state.answers)) =>
+                {
                     let error = ProtoError::broken(
                         "the process has ended, and its output neither comes nor ends",
                     );
@@ -210,24 +212,20 @@ impl RunningProcess {
         lock(&self.errors).clone()
     }
 
-    fn output_never_ends(&self, exited: Instant) -> bool {
-        let idle = self.outputs.iter().map(|inlet| inlet.idle_since());
-        never_ends(exited, idle, Instant::now())
+    /// Whether the rest of the output of a process that has exited is not to be waited for.
+    fn output_never_ends(&self, drain: &mut Drain, answers: u64) -> bool {
+        let mut idle = self.outputs.iter().map(|inlet| inlet.idle_since());
+        let idle = idle.try_fold(None, |last, since| Some(last.max(Some(since?))));
+        match drain.look(idle.flatten(), answers, Instant::now()) {
+            Next::Wait => false,
+            Next::Ask => {
+                // It fails only when the connection has ended, which the wait sees.
+                let _ = self.shared.mux.send(&HostMessage::Ping, "a ping");
+                false
+            }
+            Next::GiveUp => true,
+        }
     }
-}
-
-/// Whether the output of a process that has exited comes no more: nothing of any stream has moved for [`DRAIN`] since, and
-/// nothing waits on this side.
-///
-/// Streams are not judged one by one. An exit overtakes data; so a stream that was silent while the process ran is still
-/// open then, and its end comes behind the data of the others.
-fn never_ends(
-    exited: Instant,
-    mut idle: impl Iterator<Item = Option<Instant>>,
-    now: Instant,
-) -> bool {
-    let last = idle.try_fold(exited, |last, since| Some(last.max(since?)));
-    last.is_some_and(|last| now.saturating_duration_since(last) > DRAIN)
 }
 
 impl Drop for RunningProcess {
@@ -289,29 +287,5 @@ impl Threads {
             )?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Seconds before now: the exit, and since when each stream is idle.
-    fn judged(exited: u64, idle: &[Option<u64>]) -> bool {
-        let now = Instant::now() + Duration::from_secs(1000);
-        let ago = |seconds| now - Duration::from_secs(seconds);
-        never_ends(ago(exited), idle.iter().map(|since| since.map(ago)), now)
-    }
-
-    #[test]
-    fn output_that_is_open_after_an_exit_has_time_to_come() {
-        // Silent all along, while the process ran for long.
-        assert!(!judged(0, &[Some(1), Some(100)]));
-        assert!(!judged(9, &[Some(100), Some(100)]));
-        assert!(judged(11, &[Some(100), Some(100)]));
-        // One still comes, and the other's end is behind it.
-        assert!(!judged(100, &[Some(1), Some(100)]));
-        // One waits for a slow reader here.
-        assert!(!judged(100, &[None, Some(100)]));
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::drain::Drain;
 use super::state::{Configure, Phase, Shared, State};
 use crate::error::ProtoError;
 use crate::frame::{Frame, MAX_CONTROL_FROM_GUEST, StreamId};
@@ -82,7 +83,10 @@ fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
     let done = shared.change(|state| match message {
         GuestMessage::Hello(_) => Err(ProtoError::broken("a second hello")),
         GuestMessage::Busy => Err(ProtoError::Busy),
-        GuestMessage::Pong => Ok(()),
+        GuestMessage::Pong => {
+            state.answers += 1;
+            Ok(())
+        }
         GuestMessage::Configured => configured(state, Configure::Done),
         GuestMessage::ConfigureFailed { failure } => {
             configured(state, Configure::Failed(failure.bounded()))
@@ -107,7 +111,7 @@ fn control(shared: &Shared, message: GuestMessage) -> Result<(), ProtoError> {
             *phase(state, process, "an exit", |p| matches!(p, Phase::Running))? =
                 Phase::Exited(status);
             if let Some(process) = state.processes.get_mut(&process) {
-                process.exited = Some(Instant::now());
+                process.drain = Some(Drain::new(Instant::now(), state.answers));
                 process.stop_input();
             }
             Ok(())

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::drain::Drain;
 use crate::error::ProtoError;
 use crate::message::SignalOutcome;
 use crate::mux::{Mux, lock};
@@ -34,6 +35,8 @@ pub(super) struct State {
     pub(super) oom_kills: u64,
     /// Processes of earlier connections, whose exits are nobody's any more.
     pub(super) inherited: BTreeSet<ProcessId>,
+    /// How many times the agent has given a sign of life that it was asked for.
+    pub(super) answers: u64,
     /// `Shutdown` was sent.
     pub(super) stopping: bool,
     /// The answer to it: whether all was written back.
@@ -55,8 +58,8 @@ pub(super) enum Configure {
 
 pub(super) struct ProcessState {
     pub(super) phase: Phase,
-    /// When its exit was told.
-    pub(super) exited: Option<Instant>,
+    /// Since its exit was told.
+    pub(super) drain: Option<Drain>,
     /// Ends the thread that reads the process's input; gone when the process is.
     pub(super) stop: Option<Arc<Stop>>,
     /// Output threads that have not ended.
