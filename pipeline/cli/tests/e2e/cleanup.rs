@@ -1,18 +1,16 @@
 //! Nothing is left behind: after success, and after SIGKILL at any moment and one more command.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use fcpipe_treegen::{Rng, count, seed};
 use serde_json::json;
 
 use crate::world::{Leftovers, World, assert_code, machine_program, skip_without_machine};
 
 /// How many runs and kills: a tenth of the soak's number in an ordinary test.
-fn runs() -> u32 {
-    std::env::var("FCPIPE_SOAK_RUNS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(4)
+fn runs() -> u64 {
+    count("FCPIPE_SOAK_RUNS", 4)
 }
 
 /// What is killed of a launch that is under way.
@@ -33,17 +31,13 @@ fn row_33_50_qemu_sigkill_of_any_part_at_random_moments_leaves_nothing_after_the
     std::fs::create_dir(world.path("code")).unwrap();
     let mount = json!({"destination": "/mnt", "type": "bind", "source": world.path("code"), "options": ["bind"]});
     let bundle = world.bundle(&["sleep", "100"], &[mount]);
-    let mut seed = seed();
-    println!("seed {seed} (FCPIPE_SEED repeats it)");
+    let mut random = Rng::new(seed());
     // A first run says how long the way to the process takes here.
     let booted = time_to_boot(&world);
     let mut hits = std::collections::BTreeMap::<String, u32>::new();
     for number in 0..runs() {
         std::fs::write(world.path("code/changed"), number.to_string()).unwrap();
-        seed = seed
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        let after = booted.mul_f64((seed >> 33) as f64 / f64::from(1u32 << 31) * 1.2);
+        let after = booted.mul_f64(random.below(1_200_000) as f64 / 1e6);
         let victim = [
             Victim::Client,
             Victim::Supervisor,
@@ -189,16 +183,4 @@ fn time_to_boot(world: &World) -> Duration {
     // Back to the sleeping process: config.json is read at every run.
     assert_eq!(bundle, world.bundle(&["sleep", "100"], &[]));
     begun.elapsed()
-}
-
-fn seed() -> u64 {
-    let clock = || {
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(1, |time| time.as_nanos() as u64)
-    };
-    std::env::var("FCPIPE_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(clock)
 }

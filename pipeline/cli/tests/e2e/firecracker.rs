@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use fcpipe_treegen::count;
 use serde_json::Value;
 
 use crate::network::{self, Platform, assert_same, skip_without_namespaces};
-use crate::streams::count;
 use crate::world::{
     Leftovers, World, assert_code, not_root, skip, skip_without_kernel, with_input,
 };

@@ -30,7 +30,7 @@ impl Drop for Fuse {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
         // The program writes back and goes.
-        let patience = Instant::now() + Duration::from_secs(10);
+        let patience = Instant::now() + Duration::from_secs(60);
         while is_mounted(&self.0) && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(10));
         }

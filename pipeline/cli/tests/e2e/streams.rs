@@ -5,16 +5,11 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use fcpipe_treegen::count;
 use serde_json::Value;
 
 use crate::life::until;
 use crate::world::{Leftovers, World, assert_code, skip_in_emulation, skip_without_machine};
-
-/// A count that a soak makes larger.
-pub(crate) fn count(name: &str, usual: u64) -> u64 {
-    let told = std::env::var(name).ok();
-    told.and_then(|n| n.parse().ok()).unwrap_or(usual)
-}
 
 /// The resident memory of the world's programs of fcpipe, KiB.
 fn memory(world: &World) -> Vec<u64> {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fcpipe_tree::NodeId;
+use fcpipe_treegen::{Rng, seed};
 
 use super::plan::{Cursor, Done, PIECE};
 use super::source::{Reader, Sources};
@@ -98,25 +99,9 @@ impl Drop for OneFile<'_> {
     }
 }
 
-/// xorshift64*; a failing test prints its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % end
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.below(256) as u8).collect()
-    }
-}
-
 /// A map of every kind of extent at once: files cut up and in any order, holes of the disk, metadata,
 /// now and then an extent larger than a piece.
-fn random_map(random: &mut Random, sizes: &[u64]) -> ImageMap {
+fn random_map(random: &mut Rng, sizes: &[u64]) -> ImageMap {
     let mut map = ImageMap::default();
     let mut block = random.below(4);
     for _ in 0..random.below(60) {
@@ -192,13 +177,10 @@ fn one_file(len: u64) -> ImageMap {
 
 #[test]
 fn random_maps_are_written_as_a_naive_writer_does() {
-    let seed = match std::env::var("FCPIPE_SEED") {
-        Ok(seed) => seed.parse().unwrap(),
-        Err(_) => u64::from(std::process::id()) | 1,
-    };
+    let seed = seed();
     let out = tempfile::tempdir().unwrap();
     for round in 0..20 {
-        let mut random = Random(seed.wrapping_add(round * 0x9e37_79b9));
+        let mut random = Rng::new(seed.wrapping_add(round * 0x9e37_79b9));
         let contents: Vec<Vec<u8>> = (0..1 + random.below(8))
             .map(|_| {
                 let len = match random.below(3) {
@@ -235,7 +217,7 @@ fn random_maps_are_written_as_a_naive_writer_does() {
 #[test]
 fn a_cursor_gives_every_block_once_and_leaves_out_what_is_done() {
     for seed in 1..30 {
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let map = random_map(&mut random, &[1 << 30]);
         let mut done = Vec::new();
         let mut expected = Vec::new();

@@ -237,7 +237,7 @@ fn needs_root_the_removal_of_a_namespace_or_an_interface_is_noticed() {
     let news = service.news();
     sh(&format!("ip netns del {}", world.container));
     let wait = |word: &str| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         loop {
             let said = news.take();
             if said.iter().any(|said| said.contains(word)) {

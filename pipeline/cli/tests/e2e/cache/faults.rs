@@ -6,42 +6,13 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use fcpipe_treegen::{Rng, count, seed};
 use serde_json::Value;
 
 use super::{assert_clean, bundle, cache, content, export, export_command, lines, one, outcome};
 use crate::world::{World, assert_code, not_root, skip, skip_even_in_ci};
-
-fn count(name: &str, usual: u32) -> u32 {
-    let count = std::env::var(name).ok();
-    count.and_then(|n| n.parse().ok()).unwrap_or(usual)
-}
-
-struct Random(u64);
-
-impl Random {
-    fn new() -> Random {
-        let clock = || {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            now.unwrap().as_nanos() as u64
-        };
-        let seed = std::env::var("FCPIPE_SEED").ok();
-        let seed = seed
-            .and_then(|seed| seed.parse().ok())
-            .unwrap_or_else(clock);
-        println!("seed {seed} (FCPIPE_SEED repeats it)");
-        Random(seed)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 33) % end
-    }
-}
 
 /// What the image must hold: made in a cache of its own, with nobody in the way.
 fn reference(world: &World, bundle: &Path) -> String {
@@ -62,9 +33,9 @@ fn reference(world: &World, bundle: &Path) -> String {
 fn row_33_sigkill_at_random_moments_of_a_build() {
     let world = World::new();
     let bundle = bundle(&world);
-    let mut random = Random::new();
+    let mut random = Rng::new(seed());
     assert_code(&export(&world, &bundle), 0);
-    let attempt = |round: u32| {
+    let attempt = |round: u64| {
         fs::write(bundle.join("rootfs/changed"), round.to_string()).unwrap();
         let mut command = if round.is_multiple_of(2) {
             let (cache, output) = (world.path("cache"), world.path("killed.tar"));
@@ -142,7 +113,7 @@ fn row_33_sigkill_at_random_moments_of_a_build() {
 fn row_33_a_collector_that_is_killed_leaves_a_store_that_works() {
     let world = World::new();
     let bundle = bundle(&world);
-    let mut random = Random::new();
+    let mut random = Rng::new(seed());
     for round in 0..count("FCPIPE_SOAK_KILLS", 20) / 4 {
         assert_code(&export(&world, &bundle), 0);
         let mut gc = world.fcpipe();
@@ -167,7 +138,7 @@ fn row_33_an_import_that_is_killed_leaves_nothing_or_all() {
     assert_code(&export(&world, &bundle), 0);
     let archive = world.path("out.tar");
     let right = content(&world);
-    let mut random = Random::new();
+    let mut random = Rng::new(seed());
     let import = || {
         let mut import = world.fcpipe();
         import.args(["cache", "import"]).arg(&archive);
@@ -245,7 +216,7 @@ fn row_35_of_twenty_processes_one_builds() {
 fn row_36_a_flipped_bit_in_each_kind_of_store_file() {
     let world = World::new();
     let bundle = bundle(&world);
-    let mut random = Random::new();
+    let mut random = Rng::new(seed());
     assert_code(&export(&world, &bundle), 0);
     let right = content(&world);
     let mut seen = Vec::new();
@@ -312,7 +283,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn flip(file: &Path, random: &mut Random) {
+fn flip(file: &Path, random: &mut Rng) {
     let mode = fs::metadata(file).unwrap().permissions();
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
     let mut bytes = fs::read(file).unwrap();
@@ -386,7 +357,7 @@ fn root_row_31_wherever_the_disk_becomes_full_it_is_said_and_nothing_is_left() {
         .iter()
         .map(|file| fs::metadata(file).unwrap().blocks() * 512)
         .sum();
-    let rounds = u64::from(count("FCPIPE_SOAK_FULL", 40));
+    let rounds = count("FCPIPE_SOAK_FULL", 40);
     let (mut failed, mut fine) = (0, 0);
     for round in 0..=rounds {
         let _ = fs::remove_dir_all(&cache_dir);

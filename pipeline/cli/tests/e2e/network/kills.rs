@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use fcpipe_treegen::{Rng, count, seed};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -11,21 +12,8 @@ use super::platform::{Platform, assert_same, bundle, skip_without_namespaces};
 use crate::world::{Leftovers, World, assert_code, machine_program, skip_without_machine};
 
 /// How many launches are killed: a tenth of the soak's number in an ordinary test.
-fn kills() -> u32 {
-    std::env::var("FCPIPE_SOAK_NET_KILLS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(5)
-}
-
-fn seed() -> u64 {
-    let given = std::env::var("FCPIPE_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok());
-    given.unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.unwrap().as_nanos() as u64
-    })
+fn kills() -> u64 {
+    count("FCPIPE_SOAK_NET_KILLS", 5)
 }
 
 fn kill(pids: &[u32]) {
@@ -149,14 +137,9 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
     let world = World::new();
     let platform = Platform::new();
     let (host, inside) = (platform.host_state(), platform.container_state(0));
-    let mut seed = seed();
-    println!("seed {seed} (FCPIPE_SEED repeats it)");
-    let mut random = move |below: Duration| {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        below.mul_f64((seed >> 33) as f64 / (1_u64 << 31) as f64)
-    };
+    let mut rng = Rng::new(seed());
+    let mut random =
+        move |below: Duration| below.mul_f64(rng.below(1 << 31) as f64 / 2f64.powi(31));
     let launch = bundle(&world, &platform.path(0), &["true"], &[]);
     let journal = Journal(world.path("state/web-1/journal"));
     let run = || {

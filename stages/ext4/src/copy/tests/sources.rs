@@ -9,9 +9,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use fcpipe_tree::{Composed, Layer, OpenError, ScanOptions, compose, scan};
+use fcpipe_treegen::Rng;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 
-use super::{Random, image_file};
+use super::image_file;
 use crate::copy::Moved;
 use crate::copy::{
     CopyError, CopyOptions, CopyReport, NonZeroUsize, Progress, Silent, digest_file, write_image,
@@ -241,7 +242,7 @@ fn row_26_a_file_that_became_something_else_is_not_followed_and_does_not_hang() 
 #[test]
 fn the_bytes_do_not_depend_on_threads_or_on_the_way_they_are_written() {
     let place = Place::new();
-    let mut random = Random(11);
+    let mut random = Rng::new(11);
     for number in 0..300 {
         let len = random.below(if number % 50 == 0 { 5 << 20 } else { 9000 }) as usize;
         let some = random.bytes(997);
@@ -404,7 +405,7 @@ fn needs_root_large_extents_are_cloned_where_the_file_system_can() {
         return;
     };
     let place = Place::in_dir(mount.0.path());
-    let mut random = Random(5);
+    let mut random = Rng::new(5);
     let some = random.bytes(4099);
     let bytes = |len: usize| -> Vec<u8> { some.iter().cycle().take(len).copied().collect() };
     place.file("large", &bytes((9 << 20) + 100));
