@@ -325,6 +325,7 @@ fn qemu_exec_has_its_own_streams_status_user_and_directory() {
     Leftovers::of(&world).assert_none();
 }
 
+#[track_caller]
 pub(crate) fn until(mut ready: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
     while !ready() {

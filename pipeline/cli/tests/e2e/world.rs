@@ -129,7 +129,7 @@ fn data_dir() -> &'static Path {
         if let Some(dir) = data_dir_named() {
             return dir;
         }
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("data");
+        let dir = place().join("fcpipe-test-data");
         let package = kernel_package().expect("checked by skip_without_machine");
         let status = Command::new(env!("CARGO_BIN_EXE_fcpipe"))
             .args(["kernel", "import"])
@@ -143,12 +143,21 @@ fn data_dir() -> &'static Path {
     })
 }
 
+/// Where worlds are made. Not in a tmpfs: images belong on a file system like those they are used on. Nor in a checkout of another
+/// user, as containers of CI services have it: a state directory there is refused.
+pub(crate) fn place() -> &'static Path {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    match fcpipe_engine::secure_path(target) {
+        Ok(()) => target,
+        Err(_) => Path::new("/var/tmp"),
+    }
+}
+
 impl World {
     pub(crate) fn new() -> World {
-        // Not in a tmpfs: images belong on a file system like those they are used on.
         let dir = tempfile::Builder::new()
             .prefix("world-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .tempdir_in(place())
             .unwrap();
         World { dir }
     }

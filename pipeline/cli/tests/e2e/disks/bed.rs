@@ -10,7 +10,7 @@ use fcpipe_treegen::{Limits, generate};
 use serde_json::json;
 
 use crate::probe::probe;
-use crate::world::{World, not_root, skip, skip_even_in_ci};
+use crate::world::{World, not_root, place, skip, skip_even_in_ci};
 
 /// What the probe says of a tree of the host; in a guest it is `/bin/probe`.
 pub(super) fn walk(dir: &Path, leave_out: &[&str]) -> Vec<String> {
@@ -44,7 +44,7 @@ pub(super) struct Mounted {
 impl Mounted {
     /// `None` where there can be none, which is said.
     pub(super) fn new(mkfs: &[&str], megabytes: u64) -> Option<Mounted> {
-        Mounted::within(Path::new(env!("CARGO_TARGET_TMPDIR")), mkfs, megabytes)
+        Mounted::within(place(), mkfs, megabytes)
     }
 
     /// In a file below `home`.

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::platform::{Platform, assert_same, bundle, skip_without_namespaces};
+use crate::life::until;
 use crate::world::{Leftovers, World, assert_code, machine_program, skip_without_machine};
 
 /// How many launches are killed: a tenth of the soak's number in an ordinary test.
@@ -33,14 +34,6 @@ fn clean_up(world: &World) {
     assert_code(&done, 0);
 }
 
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !done() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 fn machines(world: &World) -> usize {
     world.process_ids(machine_program()).len()
 }
@@ -60,9 +53,7 @@ fn qemu_needs_root_row_50_of_a_killed_launch_no_network_is_left() {
         assert_code(&run.arg(&launch).output().unwrap(), 0);
         assert_ne!(platform.container_state(0), inside);
         kill(&world.process_ids(victim));
-        eventually("the rest goes too", || {
-            machines(&world) == 0 && world.process_ids("fcpipe").is_empty()
-        });
+        until(|| machines(&world) == 0 && world.process_ids("fcpipe").is_empty());
         clean_up(&world);
         assert_same(
             &platform.container_state(0),
@@ -186,9 +177,7 @@ fn qemu_needs_root_row_33_kills_at_random_moments_of_set_up_and_teardown() {
         let _ = child.kill();
         let _ = child.wait();
         let context = format!("kill {number}, {delay:?} after the beginning of {what}");
-        eventually("all is over", || {
-            machines(&world) == 0 && world.process_ids("fcpipe").is_empty()
-        });
+        until(|| machines(&world) == 0 && world.process_ids("fcpipe").is_empty());
         let met = platform.container_state(0) != inside;
         println!("{context}: something to clean up: {met}");
         caught += u32::from(met);
