@@ -109,7 +109,7 @@ pub struct OutputFile {
 
 impl OutputFile {
     /// Begins an output at `path`, with mode 0600: an image holds files that only root may read. A
-    /// symlink stays one, and the file that it names is replaced.
+    /// symlink stays one, and the file that it names is replaced, or made where there is none.
     ///
     /// # Errors
     /// When the directory can't be written, or `path` is something else than a regular file.
@@ -125,17 +125,7 @@ impl OutputFile {
             doing,
             source,
         };
-        let real = match std::fs::canonicalize(path) {
-            Ok(real) => {
-                let meta = std::fs::metadata(&real).map_err(|e| failed("cannot be read", e))?;
-                if !meta.is_file() {
-                    return Err(OutputError::NotAFile { path: path.into() });
-                }
-                real
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_path_buf(),
-            Err(error) => return Err(failed("cannot be read", error)),
-        };
+        let real = file_of(path)?;
         let Some(name) = real.file_name().map(OsString::from) else {
             return Err(OutputError::NotAFile { path: path.into() });
         };
@@ -229,6 +219,34 @@ impl Drop for OutputFile {
         }
     }
 }
+
+/// Which file `path` names, through symlinks: the one that is there, or the one that will be.
+fn file_of(path: &Path) -> Result<PathBuf, OutputError> {
+    let failed = |source: io::Error| OutputError::Io {
+        path: path.into(),
+        doing: "cannot be read",
+        source,
+    };
+    // By the kernel, which has rules about whose links are followed (`fs.protected_symlinks`).
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => return std::fs::canonicalize(path).map_err(failed),
+        Ok(_) => return Err(OutputError::NotAFile { path: path.into() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let mut file = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = std::fs::read_link(&file) else {
+            return Ok(file);
+        };
+        file.pop();
+        file.push(target);
+    }
+    Err(failed(Errno::LOOP.into()))
+}
+
+/// As many as the kernel follows: path_resolution(7).
+const MOST_LINKS: usize = 40;
 
 fn link(file: &File, dir: impl AsFd, name: &std::ffi::OsStr) -> rustix::io::Result<()> {
     // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.

@@ -86,6 +86,39 @@ fn a_symlink_stays_and_what_it_names_is_replaced() {
 }
 
 #[test]
+fn a_symlink_that_names_nothing_stays_and_what_it_names_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let path = dir.path().join("link");
+    symlink("inner/second", &path).unwrap();
+    symlink("image", inner.join("second")).unwrap();
+    // Nothing is there before it is whole.
+    drop(OutputFile::create(&path).unwrap());
+    assert_eq!((names(dir.path()), names(&inner)), (2, 1));
+    let output = OutputFile::create(&path).unwrap();
+    output.file().write_all(b"new").unwrap();
+    output.commit(Durability::Process).unwrap();
+    for link in [&path, &inner.join("second")] {
+        assert!(fs::symlink_metadata(link).unwrap().is_symlink());
+    }
+    assert_eq!(fs::read(inner.join("image")).unwrap(), b"new");
+    assert_eq!((names(dir.path()), names(&inner)), (2, 2));
+
+    let round = dir.path().join("round");
+    symlink("round", &round).unwrap();
+    let refused = OutputFile::create(&round);
+    assert!(
+        matches!(&refused, Err(OutputError::Io { path, .. }) if *path == round),
+        "{refused:?}"
+    );
+    let nowhere = dir.path().join("nowhere");
+    symlink("none/image", &nowhere).unwrap();
+    assert!(OutputFile::create(&nowhere).is_err());
+    assert!(fs::symlink_metadata(&nowhere).unwrap().is_symlink());
+}
+
+#[test]
 fn only_a_regular_file_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
