@@ -2,7 +2,7 @@
 //! standard input.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fcpipe_engine::CancelToken;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
@@ -69,28 +69,30 @@ fn one(hook: &Hook, state: &serde_json::Value, cancel: Option<&CancelToken>) -> 
         let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
         command.env(name, value);
     }
-    // Files, and no pipes: a hook may never read the state, which has annotations of any length, and its words can be held open by
-    // a child that it leaves behind. Nobody waits for either.
+    // A file, and no pipe: a hook may never read the state, which has annotations of any length.
     let mut input = nameless().map_err(said)?;
     input
         .write_all(state.to_string().as_bytes())
         .map_err(said)?;
     input.rewind().map_err(said)?;
-    let mut words = nameless().map_err(said)?;
+    let (mut words, pipe) = Words::new().map_err(said)?;
     crate::signals::unblock_in(&mut command);
-    let mut child = command
+    let child = command
         .stdin(input)
-        .stdout(words.try_clone().map_err(said)?)
-        .stderr(words.try_clone().map_err(said)?)
+        .stdout(pipe.try_clone().map_err(said)?)
+        .stderr(pipe)
         .process_group(0)
-        .spawn()
-        .map_err(said)?;
-    let ended = wait(Pid::from_child(&child), hook.timeout, cancel);
+        .spawn();
+    // It has the pipe's other end, too.
+    drop(command);
+    let mut child = child.map_err(said)?;
+    let ended = wait(Pid::from_child(&child), hook.timeout, cancel, &mut words);
     if !matches!(ended, Ok(Ended::ByItself)) {
         // With the children that it has: it leads their group.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
     let status = child.wait().map_err(said)?;
+    words.end();
     match ended.map_err(said)? {
         Ended::ByItself => {}
         Ended::Late(seconds) => return Err(format!("did not end within {seconds} s")),
@@ -99,16 +101,69 @@ fn one(hook: &Hook, state: &serde_json::Value, cancel: Option<&CancelToken>) -> 
     if status.success() {
         return Ok(());
     }
-    let text = {
-        let mut bytes = Vec::new();
-        let _ = words.rewind();
-        let _ = (&mut words).take(WORDS as u64).read_to_end(&mut bytes);
-        bstr::BStr::new(&bytes).to_string().trim().to_owned()
-    };
+    let text = words.text();
     Err(match text.as_str() {
         "" => status.to_string(),
         text => format!("{status}: {text}"),
     })
+}
+
+/// What a hook says: its first words are kept, and the rest is read and forgotten.
+struct Words {
+    /// `None`: it has ended.
+    pipe: Option<PipeReader>,
+    kept: Vec<u8>,
+}
+
+/// As much as a pipe holds.
+const PIPE: usize = 64 << 10;
+
+impl Words {
+    /// With the end that the hook gets.
+    fn new() -> io::Result<(Self, PipeWriter)> {
+        let (reader, writer) = io::pipe()?;
+        ioctl_fionbio(&reader, true)?;
+        let words = Words {
+            pipe: Some(reader),
+            kept: Vec::new(),
+        };
+        Ok((words, writer))
+    }
+
+    /// Reads what is there.
+    fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else {
+            return;
+        };
+        let mut bytes = vec![0; PIPE];
+        match pipe.read(&mut bytes) {
+            Ok(0) => self.pipe = None,
+            Ok(got) => {
+                let kept = got.min(WORDS - self.kept.len());
+                self.kept.extend_from_slice(&bytes[..kept]);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.pipe = None,
+        }
+    }
+
+    /// The hook has ended. A child that it left behind may have its output still: nobody waits for that, but it shall not die of writing to it
+    /// as long as this process lives.
+    fn end(&mut self) {
+        self.read();
+        let Some(mut pipe) = self.pipe.take() else {
+            return;
+        };
+        if ioctl_fionbio(&pipe, false).is_ok() {
+            let thread = std::thread::Builder::new().name("hook-words".to_owned());
+            // Without a thread the pipe is closed.
+            let _ = thread.spawn(move || io::copy(&mut pipe, &mut io::sink()));
+        }
+    }
+
+    fn text(&self) -> String {
+        bstr::BStr::new(&self.kept).to_string().trim().to_owned()
+    }
 }
 
 /// Why a hook is waited for no more.
@@ -119,24 +174,43 @@ enum Ended {
     Cancelled,
 }
 
-fn wait(pid: Pid, timeout: Option<u64>, cancel: Option<&CancelToken>) -> io::Result<Ended> {
+fn wait(
+    pid: Pid,
+    timeout: Option<u64>,
+    cancel: Option<&CancelToken>,
+    words: &mut Words,
+) -> io::Result<Ended> {
     let process = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut fds = vec![PollFd::new(&process, PollFlags::IN)];
-    fds.extend(cancel.map(|cancel| PollFd::new(cancel, PollFlags::IN)));
     // One that no clock reaches is none.
     let end = timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
         let left = left.map(|left| Timespec::try_from(left).unwrap_or(A_DAY));
-        match poll(&mut fds, left.as_ref()) {
-            Err(Errno::INTR) => continue,
-            polled => polled?,
+        let (ended, cancelled, said) = {
+            let mut fds = vec![PollFd::new(&process, PollFlags::IN)];
+            fds.extend(cancel.map(|cancel| PollFd::new(cancel, PollFlags::IN)));
+            fds.extend(
+                words
+                    .pipe
+                    .iter()
+                    .map(|pipe| PollFd::new(pipe, PollFlags::IN)),
+            );
+            match poll(&mut fds, left.as_ref()) {
+                Err(Errno::INTR) => continue,
+                polled => polled?,
+            };
+            let mut set = fds.iter().map(|fd| !fd.revents().is_empty());
+            let ended = set.next().unwrap_or(false);
+            let cancelled = cancel.is_some() && set.next().unwrap_or(false);
+            (ended, cancelled, set.next().unwrap_or(false))
         };
-        let set = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| !fd.revents().is_empty());
-        if set(fds.first()) {
+        if said {
+            words.read();
+        }
+        if ended {
             return Ok(Ended::ByItself);
         }
-        if set(fds.get(1)) {
+        if cancelled {
             return Ok(Ended::Cancelled);
         }
         if end.is_some_and(|end| Instant::now() >= end) {
@@ -214,6 +288,43 @@ mod tests {
             "{said}"
         );
         assert!(!out.exists());
+    }
+
+    #[test]
+    fn what_a_hook_says_is_kept_nowhere_but_for_its_first_words() {
+        let script = "echo first; head -c 20000000 /dev/zero; stat -L -c 'kept %s' /proc/self/fd/2 >&3; exit 3";
+        let dir = tempfile::tempdir().unwrap();
+        let kept = dir.path().join("kept");
+        let script = format!("exec 3> {}; {script}", kept.display());
+        let error = run(
+            "prestart",
+            &[hook(&script, None)],
+            &serde_json::json!({}),
+            None,
+        );
+        let said = error.unwrap_err().to_string();
+        assert!(
+            said.contains("first") && said.len() < 4 * WORDS,
+            "{}",
+            said.len()
+        );
+        assert_eq!(std::fs::read_to_string(kept).unwrap(), "kept 0\n");
+    }
+
+    #[test]
+    fn a_child_that_a_hook_leaves_behind_is_not_waited_for_and_may_go_on_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (go, done) = (dir.path().join("go"), dir.path().join("done"));
+        // More than a pipe holds, and with the program's own words, which a closed one would end.
+        let child = format!(
+            "while ! test -e {}; do sleep 0.01; done; head -c 1000000 /dev/zero && echo said && touch {}",
+            go.display(),
+            done.display()
+        );
+        let hooks = [hook(&format!("({child}) & exit 0"), None)];
+        run("prestart", &hooks, &serde_json::json!({}), None).unwrap();
+        std::fs::write(go, "").unwrap();
+        until("it died of writing", || done.exists());
     }
 
     /// A hook that never reads its input: how it failed. Nothing is left of it.
