@@ -125,14 +125,15 @@ pub fn personality(persona: u32) -> io::Result<()> {
     }
 }
 
-/// Has the command's program find itself in another root.
+/// Has the command's program find itself in another root, with no signal blocked: init blocks one, and nobody has reset that yet.
 pub fn spawn_in_root(command: &mut std::process::Command, root: OwnedFd) {
     let enter = move || {
+        reset_signals();
         rustix::process::fchdir(&root)?;
         rustix::process::chroot(c".")?;
         Ok(())
     };
-    // SAFETY: between fork and exec two system calls are made, which take no lock and no memory.
+    // SAFETY: between fork and exec only system calls are made, which take no lock and no memory.
     unsafe {
         std::os::unix::process::CommandExt::pre_exec(command, enter);
     }

@@ -491,6 +491,27 @@ fn qemu_hooks_of_the_guest_run_in_the_container_and_read_its_state() {
 }
 
 #[test]
+fn qemu_hooks_of_the_guest_begin_with_no_signal_blocked() {
+    if skip_without_machine() {
+        return;
+    }
+    // Without a shell, as some clear their mask themselves. A file that is not there makes it fail, so that its words are told.
+    let args = ["grep", "-s", "SigBlk", "/proc/self/status", "/not-there"];
+    for point in ["createContainer", "startContainer"] {
+        let world = World::new();
+        let output = scripted(&world, "echo never", |config| {
+            config["hooks"] = json!({point: [{"path": "/bin/busybox", "args": args}]});
+        });
+        assert_code(&output, 125);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains("SigBlk:\\t0000000000000000"),
+            "{point}: {said}"
+        );
+    }
+}
+
+#[test]
 fn row_54_qemu_limits_of_the_cgroup_are_inside_what_the_agent_keeps() {
     if skip_without_machine() {
         return;
