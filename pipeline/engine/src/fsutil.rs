@@ -200,6 +200,22 @@ pub(crate) fn open_lock(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Res
     Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
+/// What a file holds, up to so many bytes. Something else of its name is an error, and not waited for as a FIFO would be.
+///
+/// # Errors
+/// What the system says; `InvalidData` for what is no regular file.
+pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// 16 hexadecimal digits that no other call gives, in this process or (but for bad luck) another.
 pub(crate) fn nonce() -> String {
     static CALLS: AtomicU64 = AtomicU64::new(0);

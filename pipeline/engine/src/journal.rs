@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fsutil;
 use crate::launchdir::{JOURNAL, LaunchDir, LaunchDirError};
 use crate::step::{Effect, UndoError};
 
@@ -148,7 +149,7 @@ pub(crate) fn has_open_entries(dir: &Path) -> bool {
 }
 
 fn read(path: &Path) -> io::Result<Read> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match fsutil::read_file(path, u64::MAX) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         bytes => bytes?,
     };

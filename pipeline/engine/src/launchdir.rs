@@ -5,7 +5,7 @@
 //! each pair happens under `STATE/.lock`, so that nobody ever judges a directory between the two.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ use crate::journal::has_open_entries;
 const ROOT_LOCK: &str = ".lock";
 /// The file in a launch's directory that its owner holds.
 const LOCK: &str = "lock";
+/// What the lock says: a directory without these words is somebody else's, whoever named it as the state directory, and what is in it is not removed.
+const WORDS: &[u8] = b"the directory of a launch of fcpipe\n";
 /// The file in a launch's directory that effects are written to before they are made.
 pub(crate) const JOURNAL: &str = "journal";
 
@@ -97,8 +99,13 @@ impl LaunchDir {
             }
             Err(e) => return Err(io_error(&path)(e)),
         }
-        let held = || io_error(&path)(io::ErrorKind::WouldBlock.into());
-        match take_lock(&path).and_then(|lock| lock.ok_or_else(held)) {
+        let locked = take_lock(&path).and_then(|lock| {
+            let held = io::ErrorKind::WouldBlock;
+            let mut lock = lock.ok_or_else(|| io_error(&path)(held.into()))?;
+            lock.write_all(WORDS).map_err(io_error(&path))?;
+            Ok(lock)
+        });
+        match locked {
             Ok(lock) => Ok(Self {
                 root,
                 path,
@@ -185,6 +192,9 @@ impl LaunchDir {
             return Ok(None);
         };
         let dir = root.join(id);
+        if !is_launch(&dir)? {
+            return Ok(None);
+        }
         let Some(dir_fd) = open_dir(&dir)? else {
             return Ok(None);
         };
@@ -210,7 +220,7 @@ impl LaunchDir {
         let end = Instant::now() + patience;
         loop {
             let guard = root_lock(&root)?;
-            if !path.is_dir() {
+            if !is_launch(&path)? {
                 return Ok(None);
             }
             if let Some(lock) = take_lock(&path)? {
@@ -248,7 +258,11 @@ impl LaunchDir {
                 continue;
             }
             let path = entry.path();
-            match take_lock(&path) {
+            let taken = match is_launch(&path) {
+                Ok(true) => take_lock(&path),
+                other => other.map(|_| None),
+            };
+            match taken {
                 Ok(Some(lock)) => dead.push(Self {
                     root: root.clone(),
                     path,
@@ -284,6 +298,38 @@ fn open_root(root: &Path) -> Result<Option<PathBuf>, LaunchDirError> {
 fn is_id(id: &str) -> bool {
     let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.' | b'+');
     !id.is_empty() && id.len() <= ID_MAX && !id.starts_with('.') && id.bytes().all(fits)
+}
+
+/// Whether a directory is a launch's, and not something else that lies in what was named as the state directory. One that is empty, or has an empty
+/// lock alone, is of a launch that was killed when it began; with an empty lock and a journal, of an earlier version.
+fn is_launch(dir: &Path) -> Result<bool, LaunchDirError> {
+    match says_so(dir) {
+        // Gone meanwhile, or no directory.
+        Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => {
+            Ok(false)
+        }
+        says => says.map_err(io_error(dir)),
+    }
+}
+
+fn says_so(dir: &Path) -> io::Result<bool> {
+    let is_file = |path: &Path| match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        meta => meta.map(|meta| Some(meta.is_file())),
+    };
+    let entries = || std::fs::read_dir(dir).map(Iterator::count);
+    match is_file(&dir.join(LOCK))? {
+        None => Ok(entries()? == 0),
+        Some(false) => Ok(false),
+        Some(true) => {
+            let words = fsutil::read_file(&dir.join(LOCK), WORDS.len() as u64 + 1)?;
+            match words.is_empty() {
+                true => Ok(is_file(&dir.join(JOURNAL))? == Some(true) || entries()? == 1),
+                // A part of them: there was no room, or it was killed in the middle.
+                false => Ok(WORDS.starts_with(&words)),
+            }
+        }
+    }
 }
 
 /// Held while a launch's directory is made or removed. Never for long.
@@ -369,5 +415,55 @@ mod tests {
             "taken is taken"
         );
         drop(alive);
+    }
+
+    #[test]
+    fn what_is_no_launch_s_is_left_alone_wherever_the_state_directory_is() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        // Somebody's home, a package manager's directory, and a file that is called like a launch.
+        let foreign = [
+            "project/src/main.rs",
+            "dpkg/status",
+            "dpkg/lock",
+            "file",
+            "words/lock",
+        ];
+        for name in foreign {
+            write(name, if name == "words/lock" { "mine" } else { "" });
+        }
+        std::os::unix::fs::symlink("/etc", root.path().join("link")).unwrap();
+        std::fs::create_dir_all(root.path().join("odd/lock")).unwrap();
+        // Launches that were killed when they began, and one of an earlier version.
+        write("begun/lock", "");
+        write("half/lock", "the directory of a");
+        write("old/lock", "");
+        write("old/journal", "");
+        std::fs::create_dir(root.path().join("young")).unwrap();
+        let (mut taken, trouble) = LaunchDir::take_dead(root.path()).unwrap();
+        assert!(trouble.is_empty(), "{trouble:?}");
+        taken.sort_by(|a, b| a.id.cmp(&b.id));
+        assert_eq!(
+            taken.iter().map(LaunchDir::id).collect::<Vec<_>>(),
+            ["begun", "half", "old", "young"]
+        );
+        for name in ["project", "dpkg", "file", "words", "link", "odd", "none"] {
+            assert!(
+                LaunchDir::is_alive(root.path(), name).unwrap().is_none(),
+                "{name}"
+            );
+            let taken = LaunchDir::take(root.path(), name, Duration::ZERO).unwrap();
+            assert!(taken.is_none(), "{name}");
+        }
+        for launch in taken {
+            launch.remove().unwrap();
+        }
+        for name in foreign {
+            assert!(root.path().join(name).exists(), "{name}");
+        }
     }
 }

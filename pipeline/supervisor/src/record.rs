@@ -146,14 +146,10 @@ impl Record {
 
     /// What stands in a launch's directory; `None` where nothing does yet.
     pub(crate) fn read(dir: &Path) -> io::Result<Option<Self>> {
-        use std::io::Read as _;
-        let file = match std::fs::File::open(dir.join(FILE)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        let mut bytes = Vec::new();
-        file.take(LONGEST).read_to_end(&mut bytes)?;
-        Ok(Some(serde_json::from_slice(&bytes)?))
+        match fcpipe_engine::read_file(&dir.join(FILE), LONGEST) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => Ok(Some(serde_json::from_slice(&bytes?)?)),
+        }
     }
 }
 
