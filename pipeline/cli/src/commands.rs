@@ -25,11 +25,12 @@ pub(crate) mod wait;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fcpipe_engine::{CacheMode, CancelToken, EventSender, Failure, Receipt, Store};
 use fcpipe_launch::Host;
 use fcpipe_spec::{LaunchSpec, LoadOptions};
-use fcpipe_supervisor::{Record, Reply, Request, Status, connect, look};
+use fcpipe_supervisor::{Connection, Record, Reply, Request, Status, connect, look};
 
 use crate::arguments::{Builder, Building, Cache, Global, Spec};
 use crate::complaint::{self, Complaint};
@@ -109,7 +110,8 @@ fn host(
     tell: &mut dyn FnMut(String),
 ) -> Result<Host, Complaint> {
     clean_up(directories, tell)?;
-    let store = Store::open(&directories.cache).map_err(Complaint::of)?;
+    let store = Store::open(&directories.cache)
+        .map_err(|e| Complaint::of(e).hint("`--cache-dir` names another directory"))?;
     Ok(Host {
         store: Arc::new(store),
         own: vec![
@@ -138,7 +140,8 @@ fn threads(global: &Global) -> usize {
 
 /// Undoes what launches left whose supervisor is gone, and tells of it.
 fn clean_up(directories: &Directories, tell: &mut dyn FnMut(String)) -> Result<(), Complaint> {
-    let recovered = fcpipe_supervisor::clean_up(&directories.state, tell).map_err(Complaint::of)?;
+    let recovered = fcpipe_supervisor::clean_up(&directories.state, tell)
+        .map_err(|e| Complaint::of(e).hint("`--state-dir` names another directory"))?;
     for launch in &recovered.launches {
         tell(format!(
             "note: cleaned up after launch {launch}, which had ended without doing so"
@@ -207,13 +210,32 @@ fn missing(id: &str) -> Complaint {
         .hint("`fcpipe ps` lists those of this user (sudo has others) and `--state-dir`")
 }
 
+/// How long a launch may look alive that nobody looks after any more: while its supervisor ends, or while another command takes away what
+/// a dead one left.
+const BETWEEN: Duration = Duration::from_secs(2);
+
+/// Connects to the supervisor of a launch, which there must be. Where none answers: how far the launch is.
+fn reach(directories: &Directories, id: &str) -> Result<Result<Connection, Status>, Complaint> {
+    let end = Instant::now() + BETWEEN;
+    loop {
+        let status = existing(directories, id)?.status;
+        if let Some(connection) = connect(&directories.state, id).map_err(Complaint::of)? {
+            return Ok(Ok(connection));
+        }
+        let settled = matches!(status, Status::Creating | Status::Stopped);
+        if settled || Instant::now() >= end {
+            return Ok(Err(status));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Asks the supervisor of a launch for something that is done or refused.
 fn ask(global: &Global, id: &str, request: &Request) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
-    let record = existing(&directories, id)?;
-    let connection = connect(&directories.state, id).map_err(Complaint::of)?;
-    let Some(mut connection) = connection else {
-        return Err(not_running(request, record.status));
+    let mut connection = match reach(&directories, id)? {
+        Ok(connection) => connection,
+        Err(status) => return Err(not_running(request, status)),
     };
     connection.ask(request, &[]).map_err(Complaint::of)?;
     match connection.reply().map_err(Complaint::of)? {

@@ -20,7 +20,7 @@ impl Directories {
     /// directory: programs are run from there, and files are written. The other two are judged by who opens them.
     pub(crate) fn resolve(global: &Global) -> Result<Self, String> {
         let root = rustix::process::geteuid().is_root();
-        let pick = |given: &Option<PathBuf>, system: &str, xdg: &str, home: &str, option: &str| {
+        let pick = |given: &Option<PathBuf>, system: &str, xdg: &str, home: &str| {
             if let Some(dir) = given {
                 // Children run in directories of their own: a relative path would mean another place.
                 return std::path::absolute(dir).map_err(|e| format!("{}: {e}", dir.display()));
@@ -36,7 +36,11 @@ impl Directories {
             absolute(xdg)
                 .or_else(|| absolute("HOME").map(|dir| dir.join(home)))
                 .map(|dir| dir.join("fcpipe"))
-                .ok_or_else(|| format!("HOME is not set: name a directory with {option}"))
+                .ok_or_else(|| {
+                    // All at once, so that nobody has to try three times.
+                    "HOME is not set: name directories with --cache-dir, --data-dir and --state-dir"
+                        .to_owned()
+                })
         };
         let found = Directories {
             cache: pick(
@@ -44,21 +48,18 @@ impl Directories {
                 "/var/cache/fcpipe",
                 "XDG_CACHE_HOME",
                 ".cache",
-                "--cache-dir",
             )?,
             data: pick(
                 &global.data_dir,
                 "/var/lib/fcpipe",
                 "XDG_DATA_HOME",
                 ".local/share",
-                "--data-dir",
             )?,
             state: pick(
                 &global.state_dir,
                 "/var/lib/fcpipe/state",
                 "XDG_STATE_HOME",
                 ".local/state",
-                "--state-dir",
             )?,
         };
         fcpipe_engine::secure_path(&found.data).map_err(|e| fcpipe_engine::chain(&e))?;

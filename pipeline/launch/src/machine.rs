@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fcpipe_engine::{Cx, Effect, Failure, FailureKind, KeyWriter, Node, UndoError, UndoTable};
 use fcpipe_net::News;
-use fcpipe_proto::host::{RunningProcess, Session, Stdio};
+use fcpipe_proto::host::{OutputError, RunningProcess, Session, Stdio};
 use fcpipe_proto::{
     AGENT_PORT, BOOT_ID_ARGUMENT, ExitStatus, GuestConfig, Process, ProtoError, WallClock,
 };
@@ -432,13 +432,9 @@ impl Effect for RunProcess {
         started(&process);
         let status = wait(cx, &process, network.as_ref().map(|n| &n.news))
             .map_err(|e| e.unwrap_or_else(|e| guest_failure(cx, &**machine, e)))?;
-        for error in process.output_errors() {
-            if error.kind != io::ErrorKind::BrokenPipe {
-                cx.warn(format_args!(
-                    "the process's {} was cut short: {}",
-                    error.stream, error.reason
-                ));
-            }
+        let errors = process.output_errors();
+        for complaint in errors.iter().filter_map(OutputError::complaint) {
+            cx.warn(complaint);
         }
         if session.oom_kills() > 0 {
             cx.warn(format_args!(

@@ -71,9 +71,16 @@ impl Connection {
         self.line.clone()
     }
 
-    /// Asks, with the descriptors that belong to it. Before anything is said on its line.
+    /// Asks, with the descriptors that belong to it. Before anything is said on its line. Where the supervisor has gone meanwhile, the
+    /// reply says so.
     pub fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ProtoError> {
-        send(&self.line.0, request, fds)
+        match send(&self.line.0, request, fds) {
+            Err(ProtoError::Io {
+                kind: std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset,
+                ..
+            }) => Ok(()),
+            sent => sent,
+        }
     }
 
     /// The next answer; `None` where the supervisor has gone.

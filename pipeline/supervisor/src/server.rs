@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fcpipe_launch::Streams;
-use fcpipe_proto::host::{RunningProcess, short_path};
+use fcpipe_proto::host::{OutputError, RunningProcess, short_path};
 use fcpipe_proto::process::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -183,7 +183,14 @@ fn exec(
     loop {
         let waited = process.wait(Some(Instant::now() + STEP));
         match waited {
-            Ok(Some(status)) => return Ok(Reply::Exited { status }),
+            Ok(Some(status)) => {
+                let errors = process.output_errors();
+                for complaint in errors.iter().filter_map(OutputError::complaint) {
+                    let line = format!("warning: {complaint}");
+                    let _ = send(stream, &Reply::Note { line }, &[]);
+                }
+                return Ok(Reply::Exited { status });
+            }
             Ok(None) => {}
             Err(error) => return Err(Failed::of_guest(&error)),
         }

@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, arguments: &Delete) -> Outcome {
                 "cannot delete container {id} that is not stopped: {}",
                 record.status
             ))
-            .hint("`fcpipe kill` ends it; `fcpipe delete --force` ends and deletes it"));
+            .hint("`fcpipe kill ID KILL` ends it; `fcpipe delete --force` ends and deletes it"));
         }
         end(&directories, id, record.supervisor)?;
     }
@@ -40,11 +40,17 @@ pub(crate) fn run(global: &Global, arguments: &Delete) -> Outcome {
 
 /// Ends a launch: by asking, and where that does not help, by force.
 fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Complaint> {
-    if let Some(connection) = connect(&directories.state, id).map_err(Complaint::of)? {
-        // One that does not take it is killed.
-        let _ = connection.ask(&Request::End, &[]);
-    }
-    if gone(directories, id)? {
+    // It may have begun just now, and not listen yet. One that does not take it is killed.
+    let mut asked = false;
+    let ask = || {
+        if !asked
+            && let Some(connection) = connect(&directories.state, id).map_err(Complaint::of)?
+        {
+            asked = connection.ask(&Request::End, &[]).is_ok();
+        }
+        Ok(())
+    };
+    if gone(directories, id, ask)? {
         return Ok(());
     }
     let pid = i32::try_from(supervisor).ok().and_then(Pid::from_raw);
@@ -54,15 +60,21 @@ fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Compl
     {
         let _ = pidfd_send_signal(&process, Signal::KILL);
     }
-    if gone(directories, id)? {
+    if gone(directories, id, || Ok(()))? {
         return clean_up(directories, &mut note);
     }
     Err(Complaint::new(format_args!("{id} does not end")))
 }
 
-fn gone(directories: &Directories, id: &str) -> Result<bool, Complaint> {
+/// Waits until it is. `ask` is called until then.
+fn gone(
+    directories: &Directories,
+    id: &str,
+    mut ask: impl FnMut() -> Result<(), Complaint>,
+) -> Result<bool, Complaint> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
+        ask()?;
         if stopped(directories, id)? {
             return Ok(true);
         }

@@ -1,9 +1,9 @@
 //! `fcpipe exec`: runs a process beside a launch's own, in its namespaces.
 
 use fcpipe_engine::Failure;
-use fcpipe_supervisor::{ExecProcess, Reply, Request, connect};
+use fcpipe_supervisor::{ExecProcess, Reply, Request};
 
-use super::{IT_HAS_ENDED, Outcome, existing};
+use super::{IT_HAS_ENDED, Outcome, reach};
 use crate::arguments::{Exec, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -40,13 +40,9 @@ fn attached(
     let mut started = Some(started);
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let id = &arguments.id;
-    let record = existing(&directories, id)?;
-    let mut connection = connect(&directories.state, id)
-        .map_err(Complaint::of)?
-        .ok_or_else(|| {
-            Complaint::new(format_args!("cannot exec in a {} container", record.status))
-                .hint(IT_HAS_ENDED)
-        })?;
+    let mut connection = reach(&directories, id)?.map_err(|status| {
+        Complaint::new(format_args!("cannot exec in a {status} container")).hint(IT_HAS_ENDED)
+    })?;
     let terminal = arguments.terminal.then(Terminal::take).transpose()?;
     let typed = match arguments.interactive {
         true => Typed::in_between().map_err(|e| Complaint::new(format_args!("stdin: {e}")))?,
@@ -64,6 +60,7 @@ fn attached(
     loop {
         match connection.reply().map_err(Complaint::of)? {
             Some(Reply::Started) => started.take().map_or(Ok(()), |started| started())?,
+            Some(Reply::Note { line }) => super::note(line),
             Some(Reply::Exited { status }) => return Ok(status.shell_code()),
             Some(Reply::Failed { failed }) => return Err(Failure::from(failed).into()),
             Some(other) => {

@@ -32,9 +32,12 @@ pub(crate) fn run(global: &Global, arguments: &Logs) -> Outcome {
                 .map_err(Complaint::of)?
                 .is_none_or(|record| record.status == Status::Stopped);
         while let Some(entry) = entries.next().map_err(Complaint::of)? {
-            if show(&entry, arguments.timestamps).is_err() {
+            match show(&entry, arguments.timestamps) {
                 // Whoever read it wanted no more.
-                return Ok(0);
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(0),
+                shown => {
+                    shown.map_err(|e| Complaint::new(format_args!("{}: {e}", entry.stream)))?
+                }
             }
         }
         if ended {

@@ -31,7 +31,9 @@ pub(crate) fn run(global: &Global, arguments: &Run) -> Outcome {
     match start(global, wanted)? {
         Came::Exited(status) => Ok(status.shell_code()),
         Came::Started | Came::Created => {
-            print(&format!("{id}\n"))?;
+            // It goes on, and nobody else would know its name.
+            let named = |complaint: Complaint| complaint.hint(format!("launch {id} runs"));
+            print(&format!("{id}\n")).map_err(named)?;
             Ok(0)
         }
     }

@@ -1,8 +1,8 @@
 //! `fcpipe wait`: waits until a launch's process has ended, and says how.
 
-use fcpipe_supervisor::{Record, Reply, Request, Status, connect};
+use fcpipe_supervisor::{Record, Reply, Request, Status};
 
-use super::{Outcome, existing, print};
+use super::{Outcome, existing, print, reach};
 use crate::arguments::{Global, Wait};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
@@ -11,9 +11,8 @@ use crate::directories::Directories;
 pub(crate) fn run(global: &Global, arguments: &Wait) -> Outcome {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let id = &arguments.id;
-    let record = existing(&directories, id)?;
-    if record.status != Status::Stopped
-        && let Some(mut connection) = connect(&directories.state, id).map_err(Complaint::of)?
+    if existing(&directories, id)?.status != Status::Stopped
+        && let Ok(mut connection) = reach(&directories, id)?
     {
         connection.ask(&Request::Wait, &[]).map_err(Complaint::of)?;
         match connection.reply().map_err(Complaint::of)? {

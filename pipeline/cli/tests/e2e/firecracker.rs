@@ -379,3 +379,85 @@ fn a_worker_s_configuration_names_the_monitor_and_the_state_directory() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("stat_dir"), "{said}");
 }
+
+#[test]
+fn output_that_finds_no_room_is_told_by_whoever_passes_it_on() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let bundle = world.bundle(&["cat"], &[]);
+    let full = || fs::File::create("/dev/full").unwrap();
+    let to_full = |arguments: &[&str], code: i32, words: &str| {
+        let output = fcpipe(&world).args(arguments).stdout(full()).output();
+        let output = output.unwrap();
+        assert_code(&output, code);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    };
+    let bundle = bundle.to_str().unwrap();
+    let launch = ["run", "--vmm", "firecracker", "-d", "--id", "f1", bundle];
+    let sleeps = ["--set", "process.args=[sleep, \"1000\"]"];
+    to_full(&[&launch[..], &sleeps].concat(), 125, "launch f1 runs");
+    to_full(
+        &["exec", "f1", "--", "echo", "hi"],
+        0,
+        "stdout was cut short",
+    );
+    let launch = ["run", "--vmm", "firecracker", "-d", "--id", "f2", bundle];
+    let output = fcpipe(&world)
+        .args(launch)
+        .args(["--set", "process.args=[echo, logged]"])
+        .output();
+    assert_code(&output.unwrap(), 0);
+    assert_code(&fcpipe(&world).args(["wait", "f2"]).output().unwrap(), 0);
+    to_full(&["logs", "f2"], 1, "stdout: No space left");
+    for id in ["f1", "f2"] {
+        let output = fcpipe(&world).args(["delete", "-f", id]).output();
+        assert_code(&output.unwrap(), 0);
+    }
+    Leftovers::of(&world).assert_none();
+}
+
+/// While another command takes away what a dead supervisor left, the launch's lock is held and its state is old.
+#[test]
+fn row_50_a_launch_that_is_being_cleaned_up_counts_as_stopped_and_not_as_what_it_was() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let bundle = world.bundle(&["cat"], &[]);
+    for (command, words) in [
+        (["start", "c1"].as_slice(), "in the stopped state"),
+        (&["exec", "c1", "true"], "in a stopped container"),
+        (&["kill", "c1"], "not running"),
+        (&["wait", "c1"], "its supervisor was killed"),
+    ] {
+        let create = ["create", "c1", "--log", "--vmm", "firecracker", "--bundle"];
+        let output = fcpipe(&world).args(create).arg(&bundle).output().unwrap();
+        assert_code(&output, 0);
+        let state = fs::read(world.path("state/c1/state.json")).unwrap();
+        let state: Value = serde_json::from_slice(&state).unwrap();
+        let supervisor = state["supervisor"].to_string();
+        let killed = Command::new("kill").args(["-9", &supervisor]).status();
+        assert!(killed.unwrap().success());
+        let lock = fs::File::open(world.path("state/c1/lock")).unwrap();
+        lock.lock().unwrap();
+        let mut asked = fcpipe(&world);
+        asked
+            .args(command)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let asked = asked.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(lock);
+        let output = asked.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && said.contains(words),
+            "{command:?}: {said}"
+        );
+        let output = fcpipe(&world).args(["delete", "-f", "c1"]).output();
+        assert_code(&output.unwrap(), 0);
+    }
+}

@@ -38,6 +38,20 @@ pub struct OutputError {
     pub reason: String,
 }
 
+impl OutputError {
+    /// What there is to say of it: nothing, where a reader wanted no more.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        let told = self.kind != io::ErrorKind::BrokenPipe;
+        told.then(|| {
+            format!(
+                "the process's {} was cut short: {}",
+                self.stream, self.reason
+            )
+        })
+    }
+}
+
 /// A process that was started. Dropping it leaves the process running.
 pub struct RunningProcess {
     id: ProcessId,
