@@ -6,13 +6,14 @@ mod stores;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 pub(crate) use clap_complete::Shell;
 
 pub(crate) use machines::*;
 pub(crate) use stores::*;
 
 use crate::amounts::{Age, FileDigest, Size};
+use crate::exit::Convention;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -21,7 +22,7 @@ use crate::amounts::{Age, FileDigest, Size};
     about = "Turns an OCI bundle into a running microVM",
     after_help = "Examples:\n  fcpipe doctor\n  fcpipe run ./bundle\n  fcpipe explain ./bundle\n  \
                   fcpipe build ./bundle -o root.ext4\n\n\
-                  Exit codes: `run` gives the guest process's own (128+n for signal n), 125 where fcpipe \
+                  Exit codes: `run` and `exec` give the guest process's own (128+n for signal n), 125 where fcpipe \
                   fails, 126 where the command can't be run, 127 where it isn't found. Other commands: \
                   0 done, 1 failed, 2 wrong usage or spec."
 )]
@@ -398,16 +399,22 @@ impl From<Vmm> for fcpipe_vmm::VmmChoice {
 impl Arguments {
     /// What was asked for, or the exit code after help or a complaint has been printed.
     ///
-    /// `run` answers 125 to wrong usage, as it does to every failure of its own.
+    /// `run` and `exec` answer 125 to wrong usage, as they do to every failure of their own.
     pub(crate) fn read(words: impl Iterator<Item = OsString>) -> Result<Self, u8> {
         let words: Vec<OsString> = words.collect();
         Arguments::try_parse_from(&words).map_err(|error| {
             // A closed stderr is no reason to fail differently.
             let _ = error.print();
-            match error.use_stderr() {
-                false => 0,
-                true if words.iter().skip(1).any(|word| word == "run") => 125,
-                true => 2,
+            // A value of a global option may come before it; none is called like a command by accident.
+            let commands = Arguments::command();
+            let asked = words.iter().skip(1);
+            let asked = asked
+                .filter_map(|word| commands.find_subcommand(word))
+                .next();
+            match (error.use_stderr(), asked.map(clap::Command::get_name)) {
+                (false, _) => 0,
+                (true, Some("run" | "exec")) => Convention::Run.failed(),
+                (true, _) => Convention::Plain.wrong_spec(),
             }
         })
     }
@@ -418,6 +425,21 @@ mod tests {
     use clap::{Command, CommandFactory as _, Parser as _};
 
     use super::Arguments;
+
+    #[test]
+    fn wrong_usage_has_the_code_of_its_command() {
+        for (line, code) in [
+            ("fcpipe run", 125),
+            ("fcpipe --state-dir s exec", 125),
+            ("fcpipe kill run --signal", 2),
+            ("fcpipe kill", 2),
+            ("fcpipe rum", 2),
+            ("fcpipe run --help", 0),
+        ] {
+            let words = line.split(' ').map(Into::into);
+            assert_eq!(Arguments::read(words).unwrap_err(), code, "{line}");
+        }
+    }
 
     /// Each command's help says what every argument is, and has an example that is read as a command of that name.
     #[test]

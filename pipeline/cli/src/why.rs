@@ -9,7 +9,9 @@ use serde::Serialize;
 pub(crate) enum Would {
     /// A record answers, or a source is as it was.
     Hit,
-    /// A source is not as it was, or is looked at for the first time.
+    /// What it looks at is not known from an earlier launch.
+    New,
+    /// What it looks at is not as it was.
     Changed,
     /// It would run.
     Run,
@@ -21,6 +23,7 @@ impl Would {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Would::Hit => "hit",
+            Would::New => "new",
             Would::Changed => "changed",
             Would::Run => "will run",
             Would::Always => "each launch",
@@ -59,6 +62,7 @@ pub(crate) fn verdicts(steps: &[Explained]) -> Vec<Verdict<'_>> {
             let would = match (step.sort, step.outcome) {
                 (Sort::Effect, _) => Would::Always,
                 (_, Outcome::Hit) => Would::Hit,
+                (_, Outcome::Ran) if step.changed.is_none() => Would::New,
                 (_, Outcome::Ran) => Would::Changed,
                 (_, Outcome::Skipped | Outcome::Failed) => Would::Run,
             };

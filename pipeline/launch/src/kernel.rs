@@ -48,7 +48,7 @@ impl Probe for FindKernel {
             None => self.store.default(),
         }
         .map(ChosenKernel)
-        .map_err(|e| kernel_failure(cx, self.store.dir().display(), e))
+        .map_err(|e| kernel_failure(cx, "what is to be booted", e))
     }
 }
 

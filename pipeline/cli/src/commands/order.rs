@@ -1,6 +1,5 @@
 //! Starting a launch: the order to its supervisor, and what the client does until it is done.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +8,13 @@ use fcpipe_proto::ExitStatus;
 use fcpipe_spec::{LaunchId, LaunchSpec};
 use fcpipe_supervisor::{Bond, Connection, Console, LogLimits, Order, Reply};
 use fcpipe_vmm::ShimProgram;
+use nix::sys::signal::Signal;
 
-use super::{builder, host, report, write_timings};
+use super::{builder, host, note, report, write_timings};
 use crate::arguments::{Building, Global, Launching, Progress, Spec};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
-use crate::render::{Rendering, harmless};
+use crate::render::Rendering;
 use crate::terminal::{Terminal, Typed, hand_over};
 
 /// What `run` and `create` ask for.
@@ -44,11 +44,18 @@ pub(crate) enum Came {
     Exited(ExitStatus),
 }
 
+/// A shell there waits for ever.
+const TERMINAL_OF_NOBODY: &str = "note: the process has a terminal (process.terminal) at which nobody types: `run -it` gives it yours, \
+                                  `--set process.terminal=false` none";
+
 /// Starts a launch and waits until it is as far as its bond says.
 pub(crate) fn start(global: &Global, wanted: Wanted<'_>) -> Result<Came, Complaint> {
     let spec = super::load(global, wanted.spec)?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let bond = wanted.bond;
+    if spec.process.terminal && bond == Bond::Attached && !wanted.terminal && !wanted.stdin {
+        note(TERMINAL_OF_NOBODY.into());
+    }
     let mut order = order(global, &wanted, spec, directories)?;
     let stdin_error = |e| Complaint::new(format_args!("stdin: {e}"));
     let terminal = wanted.terminal.then(Terminal::take).transpose()?;
@@ -76,9 +83,7 @@ fn follow(global: &Global, connection: &mut Connection, bond: Bond) -> Result<Ca
     let end = loop {
         match connection.reply().map_err(Complaint::of)? {
             Some(Reply::Event { event }) => events.send(event),
-            Some(Reply::Note { line }) => {
-                let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&line));
-            }
+            Some(Reply::Note { line }) => note(line),
             Some(Reply::Started) if bond == Bond::Attached => {}
             other => break other,
         }
@@ -89,7 +94,15 @@ fn follow(global: &Global, connection: &mut Connection, bond: Bond) -> Result<Ca
         Some(Reply::Created) => Ok(Came::Created),
         Some(Reply::Started) => Ok(Came::Started),
         Some(Reply::Exited { status }) => Ok(Came::Exited(status)),
-        Some(Reply::Ended { signal }) => Err(Complaint::Signal(signal)),
+        Some(Reply::Ended { signal }) => {
+            // Of other signals the caller knows: it sent them.
+            if signal == Signal::SIGKILL as i32 {
+                note(
+                    "error: `fcpipe delete --force` ended the launch before its process ran".into(),
+                );
+            }
+            Err(Complaint::Signal(signal))
+        }
         Some(Reply::Failed { failed }) => Err(Failure::from(failed).into()),
         None => Err(Complaint::new("the launch's supervisor was killed")
             .hint("what it had made is taken away by the next command")),
@@ -144,7 +157,7 @@ fn order(
             let receipt = launched.receipt.as_ref();
             let result = match &launched.result {
                 Ok(status) => format!("exit {}", status.shell_code()),
-                Err(failure) => failure.to_string(),
+                Err(failure) => format!("{failure:#}"),
             };
             let kept = report::keep(&own, &file, "run", result, receipt, &launched.steps);
             write_timings(timings.as_deref(), receipt).map_err(|complaint| complaint.words())?;

@@ -141,7 +141,7 @@ fn reasons(verdicts: &[Verdict<'_>], all: bool) -> String {
                 );
             }
             Would::Hit | Would::Always => {}
-            Would::Changed | Would::Run => {
+            Would::New | Would::Changed | Would::Run => {
                 let shown = if all { verdict.why.len() } else { 1 };
                 for reason in verdict.why.iter().take(shown) {
                     let _ = writeln!(text, "{}", harmless(&format!("{id}: {}", reason.words())));

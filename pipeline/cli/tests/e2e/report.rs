@@ -53,6 +53,7 @@ fn qemu_a_plan_makes_nothing_and_a_changed_file_is_named() {
     let world = World::new();
     let bundle = bundle_with_code(&world);
     let first = plan(&world, &bundle);
+    assert_eq!(would(&first, "scan:/mnt/code"), "new");
     assert_eq!(would(&first, "image"), "run");
     assert_eq!(plan(&world, &bundle), first, "a plan changed something");
 

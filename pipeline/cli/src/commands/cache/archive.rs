@@ -211,10 +211,13 @@ fn show(imported: &Imported, format: Format) -> String {
         Format::Human => {
             let nodes = imported.records.iter();
             let names: Vec<String> = nodes.map(|(_, node)| harmless(node)).collect();
+            let names = match names.as_slice() {
+                [] => String::new(),
+                names => format!(" ({})", names.join(", ")),
+            };
             format!(
-                "imported {} records ({}), {}; {} were there already\nblake3:{}\n",
+                "imported {} records{names}, {}; {} were there already\nblake3:{}\n",
                 imported.records.len(),
-                names.join(", "),
                 BinaryBytes(imported.bytes),
                 imported.present,
                 imported.digest,
