@@ -10,7 +10,7 @@ mod read;
 mod write;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -107,12 +107,7 @@ impl IndexDir {
         // A name that is taken is that of a dead process with the same number.
         let _ = rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
         let file = rustix::fs::openat(&dir, &*temporary, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut file = File::from(file);
-        // A file system with large folios takes memory in pieces as large as a write, and huge ones may be dear
-        // (`memory`).
-        let mut pieces = encoded.bytes.chunks(256 << 10);
-        let written = pieces.try_for_each(|piece| file.write_all(piece));
-        let written = written.and_then(|()| {
+        let written = write_all(File::from(file), encoded).and_then(|()| {
             Ok(rustix::fs::renameat(
                 &dir,
                 &*temporary,
@@ -156,11 +151,13 @@ impl IndexDir {
     }
 }
 
-impl Encoded {
-    /// Stands for everything in it: equal for indexes that say the same.
-    pub(crate) fn whole(&self) -> [u8; 32] {
-        self.whole
-    }
+fn write_all(file: File, encoded: &Encoded) -> io::Result<()> {
+    // A file system with large folios takes memory in pieces as large as a write, and huge ones may be dear (`memory`).
+    const PIECE: usize = 256 << 10;
+    let mut out = BufWriter::with_capacity(PIECE, file);
+    let mut pieces = encoded.pieces().flat_map(|piece| piece.chunks(PIECE));
+    pieces.try_for_each(|piece| out.write_all(piece))?;
+    out.flush()
 }
 
 /// Notes the use, for [`IndexDir::prune`]; about once a day.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use fcpipe_spec::Content;
@@ -137,6 +138,8 @@ fn many_directories_are_recalled_by_several_threads() {
         );
         sparse(&place.path(&name("s")), 1 << 20, (dir % 100) << 13);
         place.link(&name("l"), &format!("{dir}"));
+        set_xattr(&place.path(&format!("d{dir}")), "user.d", b"every");
+        place.file(&name("below/f"), b"below");
     }
     settle();
     for trust in [Trust::Full, Trust::Content] {
@@ -158,6 +161,24 @@ fn many_directories_are_recalled_by_several_threads() {
             let warm = looked(&place, &options);
             assert_eq!(warm.changes().unwrap().len(), 1);
             assert_as_cold(&warm, &place.top(), &options, "one changed");
+            // First of all directories and sets: every other has another number in the next index.
+            place.file(&format!("a{round}/f"), b"first");
+            set_xattr(&place.path(&format!("a{round}/f")), "user.a", b"first");
+            set_xattr(&place.path(&format!("a{round}")), "user.a", b"dir");
+            settle();
+            assert_as_cold(
+                &looked(&place, &options),
+                &place.top(),
+                &options,
+                "renumbered",
+            );
+            let whole = || fs::metadata(only_index(&place)).unwrap().ino();
+            let before = whole();
+            let again = looked(&place, &options);
+            assert!(is_same(&again), "{:?}", again.changes());
+            // Where a part of it had to be read anew, it was written again.
+            assert_eq!(whole(), before);
+            assert_as_cold(&again, &place.top(), &options, "from renumbered");
         }
     }
 }

@@ -1,13 +1,18 @@
 //! Reading an index: whatever is not whole, or not about this source, is as if it were not there.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::format::{Head, Header, MAGIC, Place, Row, flag};
+use crate::memory::with_room;
 use crate::model::{DataRun, Xattr};
 use crate::scan::{ScanWarning, Set};
 
@@ -93,40 +98,91 @@ impl Index {
         self.header.tail
     }
 
+    /// Where a directory is in the file.
+    fn place(&self, dir: u32) -> Option<(Range<u64>, [u8; 32])> {
+        let place = self.places.get(dir as usize)?;
+        let at = place.at.get();
+        let end = at.checked_add(place.len.get().into())?;
+        (end <= self.header.tail_at.get()).then_some((at..end, place.hash))
+    }
+
     /// A directory by its number; `None` where it is damaged.
     pub(crate) fn block(&self, dir: u32) -> Option<Block> {
-        let place = self.places.get(dir as usize)?;
-        let (at, len) = (place.at.get(), place.len.get());
-        if at.checked_add(len.into())? > self.header.tail_at.get() {
-            return None;
-        }
-        let mut bytes = vec![0; len as usize];
-        self.file.read_exact_at(&mut bytes, at).ok()?;
-        if *blake3::hash(&bytes).as_bytes() != place.hash {
-            return None;
-        }
-        let (head, rest) = Head::ref_from_prefix(&bytes).ok()?;
-        let rows = head.rows.get() as usize;
-        if rest.len() < rows.checked_mul(size_of::<Row>())? {
-            return None;
-        }
-        let mut block = Block {
-            bytes,
-            rows,
-            listed: Vec::new(),
-            hash: place.hash,
+        let (place, hash) = self.place(dir)?;
+        let mut bytes = vec![0; (place.end - place.start) as usize];
+        self.file.read_exact_at(&mut bytes, place.start).ok()?;
+        let range = 0..bytes.len();
+        Block::new(Arc::new(bytes), range, hash)
+    }
+
+    /// All directories, read by so many threads. One by one they cost twice as much.
+    pub(crate) fn all(&self, threads: usize) -> Option<Blocks<'_>> {
+        let share = self.places.len().div_ceil(threads).max(SHARE);
+        let read = |places: &[Place]| {
+            let begin = places.first()?.at.get();
+            let last = places.last()?;
+            let end = last.at.get().checked_add(last.len.get().into())?;
+            // It begins where the header ends, and what it has is in the file: no more is asked for than there is.
+            let end = end.min(self.header.tail_at.get());
+            let mut bytes = with_room(usize::try_from(end.checked_sub(begin)?).ok()?);
+            while (bytes.len() as u64) < end - begin {
+                let at = begin + bytes.len() as u64;
+                match rustix::io::pread(&self.file, spare_capacity(&mut bytes), at) {
+                    Ok(0) => return None,
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(_) => return None,
+                }
+            }
+            Some((begin, Arc::new(bytes)))
         };
-        if rows > DENSE {
-            block.listed = block.rows().iter().map(|row| row.listed.get()).collect();
-        }
-        Some(block)
+        let read = &read;
+        let parts = std::thread::scope(|scope| {
+            let mut shares = self.places.chunks(share);
+            let mine = shares.next()?;
+            let others: Vec<_> = shares
+                .map(|share| scope.spawn(move || read(share)))
+                .collect();
+            let others = others
+                .into_iter()
+                .map(|thread| thread.join().ok().flatten());
+            std::iter::once(read(mine))
+                .chain(others)
+                .collect::<Option<_>>()
+        })?;
+        Some(Blocks { index: self, parts })
+    }
+}
+
+/// Fewer directories than this are not worth a thread.
+const SHARE: usize = 200;
+
+/// All directories of an index.
+pub(crate) struct Blocks<'a> {
+    index: &'a Index,
+    /// In their order, each with where it is in the file.
+    parts: Vec<(u64, Arc<Vec<u8>>)>,
+}
+
+impl Blocks<'_> {
+    /// A directory by its number; `None` where it is damaged.
+    pub(crate) fn block(&self, dir: u32) -> Option<Block> {
+        let (place, hash) = self.index.place(dir)?;
+        let part = self
+            .parts
+            .partition_point(|(begin, _)| *begin <= place.start);
+        let (begin, bytes) = self.parts.get(part.checked_sub(1)?)?;
+        let at = usize::try_from(place.start - begin).ok()?;
+        let end = at.checked_add((place.end - place.start) as usize)?;
+        Block::new(Arc::clone(bytes), at..end, hash)
     }
 }
 
 /// What an index has of one directory.
 #[derive(Debug)]
 pub(crate) struct Block {
-    bytes: Vec<u8>,
+    /// Its own, or all of the index's.
+    all: Arc<Vec<u8>>,
+    range: Range<usize>,
     rows: usize,
     /// Of a large directory, which is looked at in pieces, the rows' inode numbers side by side: a search
     /// among the rows themselves would wait for memory at every step.
@@ -138,13 +194,41 @@ pub(crate) struct Block {
 const DENSE: usize = 1000;
 
 impl Block {
+    /// `None` where the bytes are not what they were.
+    fn new(all: Arc<Vec<u8>>, range: Range<usize>, hash: [u8; 32]) -> Option<Block> {
+        let bytes = all.get(range.clone())?;
+        if *blake3::hash(bytes).as_bytes() != hash {
+            return None;
+        }
+        let (head, rest) = Head::ref_from_prefix(bytes).ok()?;
+        let rows = head.rows.get() as usize;
+        if rest.len() < rows.checked_mul(size_of::<Row>())? {
+            return None;
+        }
+        let mut block = Block {
+            all,
+            range,
+            rows,
+            listed: Vec::new(),
+            hash,
+        };
+        if rows > DENSE {
+            block.listed = block.rows().iter().map(|row| row.listed.get()).collect();
+        }
+        Some(block)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.all[self.range.clone()]
+    }
+
     pub(crate) fn head(&self) -> &Head {
-        let (head, _) = Head::ref_from_prefix(&self.bytes).expect("checked when it was read");
+        let (head, _) = Head::ref_from_prefix(self.bytes()).expect("checked when it was read");
         head
     }
 
     pub(crate) fn rows(&self) -> &[Row] {
-        let rest = &self.bytes[size_of::<Head>()..];
+        let rest = &self.bytes()[size_of::<Head>()..];
         let (rows, _) =
             <[Row]>::ref_from_prefix_with_elems(rest, self.rows).expect("checked when it was read");
         rows
@@ -152,7 +236,19 @@ impl Block {
 
     /// All of it, as it is in the file, and the hash of that.
     pub(super) fn whole(&self) -> (&[u8], [u8; 32]) {
-        (&self.bytes, self.hash)
+        (self.bytes(), self.hash)
+    }
+
+    /// Changes numbers in it, so that it is not the index's any more.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Head, &mut [Row])) {
+        let mut bytes = self.bytes().to_vec();
+        let checked = "checked when it was read";
+        let (head, rest) = Head::mut_from_prefix(&mut bytes).expect(checked);
+        let (rows, _) = <[Row]>::mut_from_prefix_with_elems(rest, self.rows).expect(checked);
+        change(head, rows);
+        self.hash = *blake3::hash(&bytes).as_bytes();
+        self.range = 0..bytes.len();
+        self.all = Arc::new(bytes);
     }
 
     /// The numbers of its rows in the order of names, in which their names were written down.
@@ -167,7 +263,7 @@ impl Block {
     }
 
     fn text(&self) -> &[u8] {
-        &self.bytes[size_of::<Head>() + self.rows * size_of::<Row>()..]
+        &self.bytes()[size_of::<Head>() + self.rows * size_of::<Row>()..]
     }
 
     pub(crate) fn name(&self, row: &Row) -> &[u8] {
@@ -273,5 +369,40 @@ impl Text<'_> {
             path: PathBuf::from(std::ffi::OsString::from_vec(self.bytes()?)),
             count: self.number()?.into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fcpipe_spec::Content;
+
+    use super::*;
+    use crate::index::{IndexDir, identity};
+    use crate::scan::ScanOptions;
+
+    #[test]
+    fn all_at_once_is_the_same_as_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        for number in 0..450 {
+            let name = format!("{number}/{}", "x".repeat(number % 200 + 1));
+            std::fs::create_dir_all(source.join(name)).unwrap();
+        }
+        let indexes = IndexDir::new(dir.path().join("indexes"));
+        let (content, options) = (Content::default(), ScanOptions::default());
+        drop(crate::look(&source, &content, &options, Some(&indexes)).unwrap());
+        let index = indexes
+            .read(&identity(&source, &content, &options))
+            .unwrap();
+        assert_eq!(index.dirs(), 901);
+        for threads in [1, 2, 7] {
+            let all = index.all(threads).unwrap();
+            assert_eq!(all.parts.len(), threads.min(901_usize.div_ceil(SHARE)));
+            for number in 0..901 {
+                let (one, other) = (index.block(number).unwrap(), all.block(number).unwrap());
+                assert!(one.bytes() == other.bytes(), "{number}");
+            }
+            assert!(all.block(901).is_none());
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! Writing an index, directory by directory, as the assembly of a scan goes through them.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::format::{Head, Header, MAGIC, Place, Row, Seen, flag};
 use super::read::Block;
@@ -14,16 +15,33 @@ use crate::scan::{Scan, ScanWarning, Set};
 
 /// An index in the making.
 pub(crate) struct Encoder {
-    out: Vec<u8>,
-    places: Vec<Place>,
-    /// By directory: its block is one of the old index as it is, so its hash is known.
-    kept: Vec<bool>,
+    /// By number.
+    dirs: Vec<Dir>,
+    /// The blocks that are new.
+    new: Vec<u8>,
     sets: Vec<Set>,
     known: HashMap<Set, u32>,
     /// Of the open directory.
     head: Option<Head>,
     rows: Vec<Row>,
     text: Vec<u8>,
+    /// What is to be put right in the open directory, if it is one of the old index.
+    changes: Vec<Change>,
+}
+
+/// One directory's block.
+enum Dir {
+    /// Among the new ones.
+    New(Range<usize>),
+    /// One of the old index.
+    Old(Block),
+}
+
+/// A number in a block of the old index that is another in this one.
+enum Change {
+    OwnSet(u32),
+    Set { row: u32, number: u32 },
+    Directory { row: u32, number: u32 },
 }
 
 /// What is particular to a kind.
@@ -42,26 +60,56 @@ pub(crate) enum Body<'a> {
 
 /// A whole index that was not written yet.
 pub(crate) struct Encoded {
-    pub(super) bytes: Vec<u8>,
-    /// Equal for indexes that say the same.
-    pub(super) whole: [u8; 32],
+    header: Header,
+    dirs: Vec<Dir>,
+    new: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Encoded {
+    /// Stands for everything in it: equal for indexes that say the same.
+    pub(crate) fn whole(&self) -> [u8; 32] {
+        self.header.tail
+    }
+
+    /// The file's bytes, in pieces.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let blocks = self.dirs.iter().map(|dir| dir.bytes(&self.new));
+        std::iter::once(self.header.as_bytes())
+            .chain(blocks)
+            .chain(std::iter::once(&self.tail[..]))
+    }
+}
+
+impl Dir {
+    fn bytes<'a>(&'a self, new: &'a [u8]) -> &'a [u8] {
+        match self {
+            Dir::New(range) => &new[range.clone()],
+            Dir::Old(block) => block.whole().0,
+        }
+    }
+
+    fn hash(&self, new: &[u8]) -> [u8; 32] {
+        match self {
+            Dir::New(_) => *blake3::hash(self.bytes(new)).as_bytes(),
+            Dir::Old(block) => block.whole().1,
+        }
+    }
 }
 
 impl Encoder {
-    /// `room`: how many entries to expect.
+    /// `room`: how many new entries to expect.
     pub(crate) fn new(room: usize) -> Self {
-        let mut out = with_room(size_of::<Header>() + room * (size_of::<Row>() + 24));
-        out.resize(size_of::<Header>(), 0);
         let none = Set::default();
         Encoder {
-            out,
-            places: Vec::new(),
-            kept: Vec::new(),
+            dirs: Vec::new(),
+            new: with_room(room * (size_of::<Row>() + 24)),
             sets: vec![none.clone()],
             known: HashMap::from([(none, 0)]),
             head: None,
             rows: Vec::new(),
             text: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -141,51 +189,46 @@ impl Encoder {
         self.rows.push(row);
     }
 
-    /// The next directory is one of the old index. What it refers to by numbers is put right by the other `recalled_…`.
-    pub(crate) fn begin_recalled(&mut self, block: &Block, xattrs: u32) {
+    /// The next directory is one of the old index, and has this set. What it refers to by numbers is put right by the other
+    /// `recalled_…`; [`Encoder::keep`] is the last of them.
+    pub(crate) fn begin_recalled(&mut self, old: u32, xattrs: u32) {
         self.end();
-        let (bytes, hash) = block.whole();
-        let at = self.out.len();
-        self.out.extend_from_slice(bytes);
-        self.places.push(Place {
-            at: (at as u64).into(),
-            len: (bytes.len() as u32).into(),
-            hash,
-        });
-        self.kept.push(true);
-        if block.head().xattrs.get() != xattrs {
-            self.renumber(|head, _| head.xattrs = xattrs.into());
+        if old != xattrs {
+            self.changes.push(Change::OwnSet(xattrs));
         }
     }
 
-    /// The set of a row of a directory that was begun so.
-    pub(crate) fn recalled_set(&mut self, row: u32, old: u32, xattrs: u32) {
-        if old != xattrs {
-            self.renumber(|_, rows| rows[row as usize].xattrs = xattrs.into());
+    /// The set of a row of it.
+    pub(crate) fn recalled_set(&mut self, row: u32, old: u32, number: u32) {
+        if old != number {
+            self.changes.push(Change::Set { row, number });
         }
     }
 
     /// The number of the directory that a row of it is.
     pub(crate) fn recalled_directory(&mut self, row: u32, old: u32, number: u32) {
         if old != number {
-            self.renumber(|_, rows| rows[row as usize].body_at = number.into());
+            self.changes.push(Change::Directory { row, number });
         }
     }
 
-    /// Changes the last directory's block, so that it is not the old index's any more.
-    fn renumber(&mut self, change: impl FnOnce(&mut Head, &mut [Row])) {
-        let (Some(place), Some(kept)) = (self.places.last(), self.kept.last_mut()) else {
-            return;
-        };
-        let block = &mut self.out[place.at.get() as usize..];
-        let Ok((head, rest)) = Head::mut_from_prefix(block) else {
-            return;
-        };
-        let count = head.rows.get() as usize;
-        if let Ok((rows, _)) = <[Row]>::mut_from_prefix_with_elems(rest, count) {
-            change(head, rows);
-            *kept = false;
+    /// Takes its block over.
+    pub(crate) fn keep(&mut self, mut block: Block) {
+        if !self.changes.is_empty() {
+            let changes = &mut self.changes;
+            block.change(|head, rows| {
+                for change in changes.drain(..) {
+                    match change {
+                        Change::OwnSet(number) => head.xattrs = number.into(),
+                        Change::Set { row, number } => rows[row as usize].xattrs = number.into(),
+                        Change::Directory { row, number } => {
+                            rows[row as usize].body_at = number.into();
+                        }
+                    }
+                }
+            });
         }
+        self.dirs.push(Dir::Old(block));
     }
 
     fn end(&mut self) {
@@ -200,17 +243,11 @@ impl Encoder {
         self.rows
             .sort_unstable_by(|a, b| (a.listed.get(), name(a)).cmp(&(b.listed.get(), name(b))));
         head.rows = (self.rows.len() as u32).into();
-        let at = self.out.len();
-        self.out.extend_from_slice(head.as_bytes());
-        self.out.extend_from_slice(self.rows.as_bytes());
-        self.out.extend_from_slice(&self.text);
-        self.places.push(Place {
-            at: (at as u64).into(),
-            len: ((self.out.len() - at) as u32).into(),
-            // When all is there, behind the launch.
-            hash: [0; 32],
-        });
-        self.kept.push(false);
+        let at = self.new.len();
+        self.new.extend_from_slice(head.as_bytes());
+        self.new.extend_from_slice(self.rows.as_bytes());
+        self.new.extend_from_slice(&self.text);
+        self.dirs.push(Dir::New(at..self.new.len()));
         self.rows.clear();
         self.text.clear();
     }
@@ -223,17 +260,19 @@ impl Encoder {
         stamps: blake3::Hash,
     ) -> Option<Encoded> {
         self.end();
-        for (place, kept) in self.places.iter_mut().zip(&self.kept) {
-            if *kept {
-                continue;
-            }
-            let at = place.at.get() as usize;
-            let block = &self.out[at..at + place.len.get() as usize];
-            place.hash = *blake3::hash(block).as_bytes();
+        let mut places = Vec::with_capacity(self.dirs.len());
+        let mut at = size_of::<Header>() as u64;
+        for dir in &self.dirs {
+            let len = dir.bytes(&self.new).len();
+            places.push(Place {
+                at: at.into(),
+                len: u32::try_from(len).ok()?.into(),
+                hash: dir.hash(&self.new),
+            });
+            at += len as u64;
         }
-        let tail_at = self.out.len();
-        self.out.extend_from_slice(self.places.as_bytes());
-        let out = &mut self.out;
+        let mut tail = places.as_bytes().to_vec();
+        let out = &mut tail;
         number(out, self.sets.len());
         for set in &self.sets {
             number(out, set.xattrs.len());
@@ -266,15 +305,16 @@ impl Encoder {
         header.bytes = scan.bytes.into();
         header.started = scan.started.secs.into();
         header.started_nanos = scan.started.nanos.into();
-        header.dirs = u32::try_from(self.places.len()).ok()?.into();
-        header.tail_at = (tail_at as u64).into();
-        header.tail_len = ((self.out.len() - tail_at) as u64).into();
-        header.tail = *blake3::hash(&self.out[tail_at..]).as_bytes();
+        header.dirs = u32::try_from(self.dirs.len()).ok()?.into();
+        header.tail_at = at.into();
+        header.tail_len = (tail.len() as u64).into();
+        header.tail = *blake3::hash(&tail).as_bytes();
         header.hash = header.own_hash();
-        self.out[..size_of::<Header>()].copy_from_slice(header.as_bytes());
         Some(Encoded {
-            bytes: self.out,
-            whole: header.tail,
+            header,
+            dirs: self.dirs,
+            new: self.new,
+            tail,
         })
     }
 }

@@ -104,7 +104,8 @@ pub(super) fn directory(
         request,
         // Its metadata is put right below.
         writer: Writer::new(made_directory(Timestamp::default()), Vec::new(), room),
-        encoder: encode.then(|| Encoder::new(room)),
+        // Where there is an index, most of the next one is in it.
+        encoder: encode.then(|| Encoder::new(if index.is_some() { 0 } else { room })),
         stamps: with_room(room),
         contents: Vec::new(),
         sets: walked
@@ -162,7 +163,7 @@ pub(super) fn directory(
             }
             Below::Recalled(recalled) => {
                 if let Some(encoder) = &mut assembly.encoder {
-                    encoder.begin_recalled(&recalled.block, dir.set);
+                    encoder.begin_recalled(recalled.block.head().xattrs.get(), dir.set);
                 }
                 let rows = recalled.block.rows();
                 for &number in &recalled.order {
@@ -183,6 +184,9 @@ pub(super) fn directory(
                         encoder.recalled_directory(number, row.body_at.get(), new);
                     }
                     waiting.push_back(waits);
+                }
+                if let Some(encoder) = &mut assembly.encoder {
+                    encoder.keep(recalled.block);
                 }
             }
         }

@@ -9,12 +9,13 @@ const SHARE: usize = 50;
 
 /// Reads all of them, with several threads. `None` where the index can't be read any more.
 pub(in crate::scan) fn recall(walked: &mut Walked, index: &Index, threads: usize) -> Option<()> {
+    let all = index.all(threads)?;
     let share = walked.dirs.len().div_ceil(threads).max(SHARE);
     let mut shares = walked.dirs.chunks_mut(share);
     let one = |dirs: &mut [Option<Outcome>]| {
         for outcome in dirs.iter_mut().flatten() {
             if let Outcome::Same { dir, children } = outcome {
-                let block = index.block(*dir)?;
+                let block = all.block(*dir)?;
                 *outcome = Outcome::Recalled(Recalled::new(block, children.take()));
             }
         }
