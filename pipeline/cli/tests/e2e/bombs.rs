@@ -1,9 +1,8 @@
 //! What a process can do to its machine, and what it cannot: the agent lives, and exec and kill are answered.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use crate::probe::probe;
 use crate::world::{
@@ -11,7 +10,7 @@ use crate::world::{
 };
 
 /// A bundle whose root has the probe, and whose process is a shell script.
-fn bundle(world: &World, script: &str) -> PathBuf {
+pub(crate) fn bundle(world: &World, script: &str) -> PathBuf {
     let bundle = world.bundle(&["sh", "-c", script], &[]);
     fs::copy(probe(), bundle.join("rootfs/probe")).unwrap();
     bundle
@@ -108,51 +107,6 @@ fn row_62_qemu_kill_everything_and_the_agent_s_port() {
         let refused = !line.contains(" bytes") || line.ends_with(": 0 bytes");
         assert!(refused, "{answers}");
     }
-}
-
-#[test]
-fn row_64_qemu_a_stdout_that_nobody_reads_keeps_neither_exec_nor_kill_waiting() {
-    if skip_without_machine() {
-        return;
-    }
-    let world = World::new();
-    let bundle = bundle(&world, "echo ready; exec /probe flood=1000000000");
-    let mut run = world
-        .with_kernel()
-        .args(["--progress", "quiet", "run", "--id", "flood"])
-        .arg(bundle)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdout = run.stdout.take().unwrap();
-    stdout.read_exact(&mut [0; 6]).unwrap();
-    // Blocked: its task waits in the pipe's write.
-    let mut looks = 0;
-    loop {
-        let script = "while read name value rest; do [ $name = State: ] && echo $value; done < /proc/1/status";
-        let output = exec(&world, "flood", &["sh", "-c", script]);
-        if String::from_utf8(output.stdout).unwrap() == "S\n" {
-            break;
-        }
-        looks += 1;
-        assert!(looks < 600, "it does not block");
-    }
-    let output = world
-        .with_kernel()
-        .args(["kill", "flood", "KILL"])
-        .output()
-        .unwrap();
-    assert_code(&output, 0);
-    let mut rest = Vec::new();
-    stdout.read_to_end(&mut rest).unwrap();
-    assert_eq!(run.wait().unwrap().code(), Some(137));
-    // What came is the beginning of what was written, without a gap.
-    let expected = |at: usize| ((at % 65_536) % 251) as u8;
-    assert!(
-        rest.iter()
-            .enumerate()
-            .all(|(at, byte)| *byte == expected(at))
-    );
 }
 
 /// The host is as short of memory as its control group says: the machine goes, and it is told why.
