@@ -118,10 +118,7 @@ pub(crate) fn warn(text: &str) {
 
 /// What a launch could not take away, in a line.
 pub(crate) fn not_undone(left: &NotUndone) -> String {
-    format!(
-        "warning: launch {}: {} could not be undone: {} (the next command tries again)",
-        left.launch, left.effect, left.why
-    )
+    format!("warning: {left}")
 }
 
 /// A complaint in the form that is drawn.

@@ -186,6 +186,21 @@ pub struct NotUndone {
     pub why: UndoError,
 }
 
+/// In one line, with why.
+impl std::fmt::Display for NotUndone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "launch {}: ", self.launch)?;
+        if !self.effect.is_empty() {
+            write!(f, "{} ", self.effect)?;
+        }
+        let why = crate::failure::chain(&*self.why);
+        write!(
+            f,
+            "could not be undone: {why} (the next command tries again)"
+        )
+    }
+}
+
 /// What `recover` did.
 #[derive(Debug, Default)]
 pub struct Recovered {
@@ -257,7 +272,12 @@ fn recover_one(
         recovered.left.push(not_undone(
             "",
             "",
-            format!("not a line of a journal: {line}").into(),
+            // Nobody can know what it stands for, but perhaps a person.
+            format!(
+                "not a line of a journal: {line}: look at it, and remove {}",
+                dir.path().display()
+            )
+            .into(),
         ));
     }
     if !read.open.is_empty() {

@@ -46,6 +46,12 @@ pub enum LaunchDirError {
         /// The id.
         id: String,
     },
+    /// What is there under its name is no launch's.
+    #[error("{} is there already, and is not a launch's: take another id, or another state directory", path.display())]
+    Foreign {
+        /// It.
+        path: PathBuf,
+    },
     /// Something in the journal was not undone.
     #[error("{} is kept: not everything in its journal was undone", path.display())]
     NotUndone {
@@ -95,7 +101,10 @@ impl LaunchDir {
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(LaunchDirError::InUse { id: id.to_owned() });
+                return Err(match is_launch(&path)? {
+                    true => LaunchDirError::InUse { id: id.to_owned() },
+                    false => LaunchDirError::Foreign { path },
+                });
             }
             Err(e) => return Err(io_error(&path)(e)),
         }
@@ -464,6 +473,13 @@ mod tests {
         }
         for name in foreign {
             assert!(root.path().join(name).exists(), "{name}");
+        }
+        for name in ["project", "dpkg", "file", "odd", "link"] {
+            let claimed = LaunchDir::claim(root.path(), name);
+            assert!(
+                matches!(claimed, Err(LaunchDirError::Foreign { .. })),
+                "{claimed:?}"
+            );
         }
     }
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 use fcpipe_engine::{
-    CancelToken, Event, EventSender, Failure, FailureKind, LaunchDir, event_channel,
+    CancelToken, Event, EventSender, Failure, FailureKind, LaunchDir, LaunchDirError, chain,
+    event_channel,
 };
 use fcpipe_kernel::KernelStore;
 use fcpipe_launch::{Builder, Guest, Host, Launched, Live, RunRequest, Streams};
@@ -202,11 +203,18 @@ fn lead(
     let host = (order.open_host)(events, cancel.clone(), &mut note)
         .map_err(|why| Failed::new(FailureKind::Host, why))?;
     let kernels =
-        KernelStore::open(&order.data).map_err(|e| Failed::new(FailureKind::Kernel, e))?;
+        KernelStore::open(&order.data).map_err(|e| Failed::new(FailureKind::Kernel, chain(&e)))?;
     let mut own = fcpipe_launch::process_of(&order.spec.process).map_err(|e| Failed::from(&e))?;
     own.console_size = order.console_size.or(own.console_size);
-    let launch = LaunchDir::claim(&host.state, order.id.as_str())
-        .map_err(|e| Failed::new(FailureKind::Host, e))?;
+    let launch = LaunchDir::claim(&host.state, order.id.as_str()).map_err(|e| Failed {
+        hint: match e {
+            LaunchDirError::InUse { .. } => {
+                Some("`fcpipe ps` lists those in use; `fcpipe delete` frees one".into())
+            }
+            _ => None,
+        },
+        ..Failed::new(FailureKind::Host, chain(&e))
+    })?;
     let dir = launch.path().to_owned();
 
     let keep = order.bond != Bond::Attached;
@@ -295,10 +303,7 @@ fn lead(
         owner.note(format!("warning: {error}"));
     }
     for left in &launched.not_undone {
-        owner.note(format!(
-            "warning: launch {}: {} could not be undone: {} (the next command tries again)",
-            left.launch, left.effect, left.why
-        ));
+        owner.note(format!("warning: {left}"));
     }
     if let Err(why) = (order.ended)(&launched) {
         owner.note(format!("warning: {why}"));
