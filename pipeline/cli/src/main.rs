@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         fcpipe_vmm::shim_main();
         return ExitCode::SUCCESS;
     }
+    signals::block_file_size();
     let mut arguments = match Arguments::read(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(code) => return ExitCode::from(code),

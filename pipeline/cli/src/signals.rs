@@ -19,6 +19,15 @@ impl Ended {
     }
 }
 
+/// Has a write beyond the caller's limit on a file's size (`ulimit -f`) be an error that names the file, and not this program's death. Before there
+/// are threads, which inherit it.
+pub(crate) fn block_file_size() {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGXFSZ);
+    // It fails only for a set that has no such signal.
+    let _ = set.thread_block();
+}
+
 /// Has the signals end a command that works by itself.
 pub(crate) fn cancel(cancel: CancelToken) -> Result<Ended, String> {
     let ended = Ended::default();

@@ -461,3 +461,28 @@ fn row_50_a_launch_that_is_being_cleaned_up_counts_as_stopped_and_not_as_what_it
         assert_code(&output.unwrap(), 0);
     }
 }
+
+#[test]
+fn row_31_a_limit_on_the_size_of_files_is_an_error_and_kills_nobody() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let bundle = world.bundle(&["true"], &[]);
+    let limited = fcpipe(&world);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 8 && exec \"$0\" \"$@\""]);
+    command.arg(limited.get_program());
+    command.args(["run", "--vmm", "firecracker"]).arg(&bundle);
+    for (name, value) in limited.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let output = command.output().unwrap();
+    assert_code(&output, 125);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("File too large"), "{said}");
+    Leftovers::of(&world).assert_none();
+}
