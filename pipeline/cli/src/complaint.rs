@@ -121,6 +121,9 @@ pub(crate) fn not_undone(left: &NotUndone) -> String {
     format!("warning: {left}")
 }
 
+/// No spec is larger.
+const MOST_SHOWN: u64 = 8 << 20;
+
 /// A complaint in the form that is drawn.
 #[derive(Debug)]
 struct Message {
@@ -134,7 +137,9 @@ impl Message {
     fn of_spec(error: &SpecError) -> Self {
         let source = || {
             let (file, line, column) = (error.file()?, error.line()?, error.column()?);
-            let text = std::fs::read_to_string(file).ok()?;
+            // A pipe that was read is empty now, and would be waited for.
+            let text = fcpipe_engine::read_file(file, MOST_SHOWN).ok()?;
+            let text = String::from_utf8(text).ok()?;
             // One character for another, so that columns stay what they are.
             let disturbs = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
             let text = text.replace(disturbs, "\u{fffd}");
@@ -196,6 +201,24 @@ impl Diagnostic for Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn row_1_a_spec_that_came_through_a_pipe_is_not_waited_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let path = fifo.clone();
+        std::thread::spawn(move || {
+            let error = fcpipe_spec::load(&path, &fcpipe_spec::LoadOptions::default());
+            let _ = tell.send(Message::of_spec(&error.unwrap_err()));
+        });
+        std::fs::write(fifo, "{\"version\": 1,\n\"bad").unwrap();
+        let told = told.recv_timeout(std::time::Duration::from_secs(60));
+        let message = told.expect("it is waited for");
+        assert!(message.what.contains("fifo:2:1") && message.source.is_none());
+    }
 
     #[test]
     fn row_15_a_line_of_a_spec_that_is_drawn_cannot_disturb_the_terminal() {

@@ -183,11 +183,19 @@ fn console(wanted: &Wanted<'_>, spec: &LaunchSpec) -> Result<Option<Console>, Co
     }
 }
 
-/// The supervisor's working directory is not the caller's.
+/// It is written by the supervisor, whose working directory and standard streams are not the caller's: `/dev/stdout` would be another file there.
 fn timings(building: &Building) -> Result<Option<PathBuf>, Complaint> {
-    let absolute =
-        |path: &PathBuf| std::path::absolute(path).map_err(|e| Complaint::about(path, e));
-    building.timings.as_ref().map(absolute).transpose()
+    let Some(path) = &building.timings else {
+        return Ok(None);
+    };
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Err(Complaint::about(
+            path,
+            "--timings needs a file, and this is something else",
+        ));
+    }
+    let absolute = std::path::absolute(path).map_err(|e| Complaint::about(path, e))?;
+    Ok(Some(absolute))
 }
 
 /// The directory of the spec's file.

@@ -486,3 +486,27 @@ fn row_31_a_limit_on_the_size_of_files_is_an_error_and_kills_nobody() {
     assert!(said.contains("File too large"), "{said}");
     Leftovers::of(&world).assert_none();
 }
+
+/// The supervisor writes them, and its standard streams are not the caller's.
+#[test]
+fn the_timings_of_a_launch_go_to_a_file_and_to_nothing_else() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let output = run(&world, &["true"])
+        .args(["--timings", "/dev/stdout"])
+        .output();
+    let output = output.unwrap();
+    assert_code(&output, 125);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("--timings needs a file"), "{said}");
+    let timings = world.path("timings.json");
+    let output = run(&world, &["true"])
+        .arg("--timings")
+        .arg(&timings)
+        .output();
+    assert_code(&output.unwrap(), 0);
+    let receipt: Value = serde_json::from_slice(&fs::read(timings).unwrap()).unwrap();
+    assert_eq!(receipt["schema"], "fcpipe.receipt/1");
+}
