@@ -118,6 +118,20 @@ impl ValueWriter {
         self.words.push_str("none");
     }
 
+    /// What was written, in words.
+    pub fn words(&self) -> &str {
+        &self.words
+    }
+
+    /// What the next part is called, for people alone: it is no part of the value.
+    pub fn label(&mut self, words: &str) {
+        if !self.words.is_empty() {
+            self.words.push_str(", ");
+        }
+        self.words.push_str(words);
+        self.words.push(' ');
+    }
+
     /// A list, whose order matters.
     pub fn list<'v, T: KeyValue + ?Sized + 'v>(
         &mut self,

@@ -1,5 +1,6 @@
 //! Starting a launch: the order to its supervisor, and what the client does until it is done.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ pub(crate) enum Came {
     Exited(ExitStatus),
 }
 
-/// A shell there waits for ever.
+/// A shell there waits for ever. Said to who sits at a terminal.
 const TERMINAL_OF_NOBODY: &str = "note: the process has a terminal (process.terminal) at which nobody types: `run -it` gives it yours, \
                                   `--set process.terminal=false` none";
 
@@ -53,7 +54,8 @@ pub(crate) fn start(global: &Global, wanted: Wanted<'_>) -> Result<Came, Complai
     let spec = super::load(global, wanted.spec)?;
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let bond = wanted.bond;
-    if spec.process.terminal && bond == Bond::Attached && !wanted.terminal && !wanted.stdin {
+    let nobody_types = spec.process.terminal && !wanted.terminal && !wanted.stdin;
+    if nobody_types && bond == Bond::Attached && std::io::stdin().is_terminal() {
         note(TERMINAL_OF_NOBODY.into());
     }
     let mut order = order(global, &wanted, spec, directories)?;
