@@ -42,8 +42,6 @@ const LINKS: u32 = 40;
 /// Each directory and each symlink on the way belongs to one of the two, and no directory there can be written by others, unless
 /// it is sticky as /tmp is: there nobody moves away what is not theirs. The last one may not be written by others at all.
 ///
-/// A group whose only business is its user's, as many distributions give one to each, is that user.
-///
 /// # Errors
 /// [`DirError::Refused`] for the first that is not so.
 pub fn secure_path(path: &Path) -> Result<(), DirError> {
@@ -84,10 +82,9 @@ pub fn secure_path(path: &Path) -> Result<(), DirError> {
             rest.extend(parts(&std::fs::read_link(&here).map_err(io)?));
             continue;
         }
-        let (group, everybody) = (meta.mode() & 0o020 != 0, meta.mode() & 0o002 != 0);
-        let own_group = [0, rustix::process::getegid().as_raw()].contains(&meta.gid());
         let sticky = meta.mode() & 0o1000 != 0 && !rest.is_empty();
-        if !sticky && (everybody || group && (rest.is_empty() || !own_group)) {
+        let list = || rustix::fs::getxattr(&here, ACCESS_LIST, &mut [0; 0]).is_ok();
+        if !sticky && others_write(meta.mode(), meta.gid(), list) {
             return refused(&here, OTHERS_WRITE);
         }
         at = here;
@@ -98,6 +95,16 @@ pub fn secure_path(path: &Path) -> Result<(), DirError> {
 const ANOTHERS: &str =
     "belongs to another user, who could put anything there (name another directory)";
 const OTHERS_WRITE: &str = "can be written by others (`chmod go-w` ends that)";
+
+/// A POSIX ACL.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
+/// Whether others may write to a directory: everybody, or its group. A group whose only business is its user's, as many
+/// distributions give one to each, is that user; unless there is an access list, whose users' right shows as the group's.
+fn others_write(mode: u32, group: u32, has_list: impl FnOnce() -> bool) -> bool {
+    let own = group == 0 || group == rustix::process::getegid().as_raw();
+    mode & 0o002 != 0 || mode & 0o020 != 0 && (!own || has_list())
+}
 
 /// Whether a user is root or this one.
 fn is_ours(uid: u32) -> bool {
@@ -113,8 +120,7 @@ fn is_ours(uid: u32) -> bool {
 
 /// Opens a directory that is this user's alone to write, making it and its parents (0700) where missing.
 ///
-/// Refused: a symlink, another owner, and a directory that its group or everybody may write to. (Where a list of users may,
-/// that shows as the group's right.)
+/// Refused: a symlink, another owner, and a directory that others may write to.
 pub(crate) fn own_dir(path: &Path) -> Result<(PathBuf, OwnedFd), DirError> {
     // O_NOFOLLOW does not hold for "link/": take trailing slashes off.
     let path: PathBuf = path.components().collect();
@@ -167,7 +173,8 @@ pub(crate) fn open_own_dir_at(
     if stat.st_uid != rustix::process::geteuid().as_raw() {
         return refused(ANOTHERS);
     }
-    if stat.st_mode & 0o022 != 0 {
+    let list = || rustix::fs::fgetxattr(&fd, ACCESS_LIST, &mut [0; 0]).is_ok();
+    if others_write(stat.st_mode, stat.st_gid, list) {
         return refused(OTHERS_WRITE);
     }
     Ok(fd)
@@ -344,7 +351,7 @@ mod tests {
         // This user's group is no one else's business.
         chmod(&shared, 0o770);
         secure_path(&own).unwrap();
-        refused(&shared, &shared);
+        secure_path(&shared).unwrap();
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fcpipe_engine::{DirError, LaunchDir, LaunchDirError, UndoTable, recover};
 
+use rustix::fs::XattrFlags;
+
 use crate::kit::{Place, Touch, log_of, nobody_begins, root};
 
 fn table() -> UndoTable {
@@ -323,6 +325,30 @@ fn row_37_what_others_could_have_written_is_not_undone_needs_root() {
         assert!(victim.exists(), "{case}");
         chown(&dir, Some(0), Some(0)).unwrap();
         fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+    }
+    // A list that lets somebody write shows as a right of the group, which is this user's own.
+    let list = |mask: u8| {
+        let entry = |tag: u8, rights: u8, id: [u8; 4]| [[tag, 0, rights, 0], id].concat();
+        let none = [0xff; 4];
+        let entries = [
+            vec![2, 0, 0, 0],
+            entry(1, 7, none),
+            entry(2, 7, 12345u32.to_le_bytes()),
+            entry(4, 0, none),
+            entry(16, mask, none),
+            entry(32, 0, none),
+        ];
+        let (name, flags) = ("system.posix_acl_access", XattrFlags::empty());
+        rustix::fs::setxattr(place.state(), name, &entries.concat(), flags)
+    };
+    if list(7).is_ok() {
+        let refused = recover(&place.state(), &table());
+        assert!(
+            matches!(refused, Err(LaunchDirError::Dir(_))),
+            "{refused:?}"
+        );
+        assert!(victim.exists());
+        list(5).unwrap();
     }
     assert_eq!(recover(&place.state(), &table()).unwrap().undone, 1);
     assert!(!victim.exists());
