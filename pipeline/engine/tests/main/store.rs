@@ -169,7 +169,7 @@ fn row_36_things_of_another_kind_cost_time_and_nothing_else() {
             std::os::unix::fs::symlink("/", path).unwrap()
         }),
         ("a socket", &|path| {
-            let (kind, mode) = (rustix::fs::FileType::Socket, rustix::fs::Mode::RUSR);
+            let (kind, mode) = (rustix::fs::FileType::Socket, rustix::fs::Mode::RWXU);
             rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
         }),
         ("a file", &|path| fs::write(path, "x").unwrap()),
