@@ -171,7 +171,7 @@ fn write_timings(path: Option<&Path>, receipt: Option<&Receipt>) -> Result<(), C
     };
     let mut text = serde_json::to_string_pretty(receipt).map_err(|e| Complaint::about(path, e))?;
     text.push('\n');
-    std::fs::write(path, text).map_err(|e| Complaint::about(path, e))
+    fcpipe_engine::write_file(path, text.as_bytes()).map_err(|e| Complaint::about(path, e))
 }
 
 /// Writes a process id, whole or not at all.

@@ -284,7 +284,19 @@ impl NewFile {
             self.tmp = Some(tmp);
         }
         if let Some(tmp) = &self.tmp {
-            rustix::fs::renameat(&self.dir, tmp.as_str(), &self.dir, Path::new(&self.name))?;
+            let (old, new) = (Path::new(&self.name), tmp.as_str());
+            // They change places: for a rename over another file ext4 writes the new one's blocks out at once (`auto_da_alloc`). Dropping
+            // this takes the old one away.
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            let stat = rustix::fs::statat(&self.dir, old, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+            let file = |mode| rustix::fs::FileType::from_raw_mode(mode).is_file();
+            if stat.is_ok_and(|stat| file(stat.st_mode))
+                && rustix::fs::renameat_with(&self.dir, new, &self.dir, old, flags).is_ok()
+            {
+                return Ok(());
+            }
+            // There is none, or the file system can't do it. What is no file stays: a directory is an error.
+            rustix::fs::renameat(&self.dir, new, &self.dir, old)?;
         }
         self.tmp = None;
         Ok(())
@@ -297,6 +309,37 @@ impl Drop for NewFile {
             let _ = rustix::fs::unlinkat(&self.dir, tmp.as_str(), rustix::fs::AtFlags::empty());
         }
     }
+}
+
+/// Puts bytes into a file that somebody named: whole, or it is as it was. A symlink stays one, a mode stays as it is, and what is no file (a pipe, a
+/// terminal) is written to.
+///
+/// # Errors
+/// What the system says.
+pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    let meta = match std::fs::metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        meta => Some(meta?),
+    };
+    let link = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
+    let real = match &meta {
+        Some(meta) if meta.is_file() => std::fs::canonicalize(path)?,
+        None if !link => path.to_owned(),
+        _ => return std::fs::write(path, bytes),
+    };
+    let new = match NewFile::create(&real) {
+        // Who may write to the file need not be allowed to put another in its place.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return std::fs::write(path, bytes);
+        }
+        new => new?,
+    };
+    if let Some(meta) = meta {
+        new.file.set_permissions(meta.permissions())?;
+    }
+    new.file().write_all(bytes)?;
+    new.commit()
 }
 
 /// Gives a file made with O_TMPFILE its name.
@@ -316,6 +359,33 @@ mod tests {
 
     fn chmod(path: &Path, mode: u32) {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn guarantee_2_a_file_that_is_named_is_replaced_whole_and_links_and_modes_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write_file(&at("new"), b"one").unwrap();
+        chmod(&at("new"), 0o640);
+        symlink("new", at("link")).unwrap();
+        symlink("made", at("dangling")).unwrap();
+        let mut reader = fs::File::open(at("new")).unwrap();
+        write_file(&at("link"), b"two").unwrap();
+        write_file(&at("dangling"), b"three").unwrap();
+        // Whoever has the old one open reads it to its end.
+        let mut old = String::new();
+        io::Read::read_to_string(&mut reader, &mut old).unwrap();
+        assert_eq!(old, "one");
+        let read = |name: &str| fs::read_to_string(at(name)).unwrap();
+        assert_eq!((read("new"), read("made")), ("two".into(), "three".into()));
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+        assert_eq!(fs::metadata(at("new")).unwrap().mode() & 0o7777, 0o640);
+        write_file(Path::new("/dev/null"), b"gone").unwrap();
+        let over = NewFile::create(dir.path().join("dir").as_path()).unwrap();
+        fs::create_dir(at("dir")).unwrap();
+        over.commit().unwrap_err();
+        fs::remove_dir(at("dir")).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 
     #[track_caller]

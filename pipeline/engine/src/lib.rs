@@ -46,7 +46,7 @@ pub use cx::Cx;
 pub use digest::{BadDigest, Digest, Key};
 pub use event::{Amount, Event, EventSender, Outcome, event_channel};
 pub use failure::{Failure, FailureKind, chain};
-pub use fsutil::{DirError, read_file, secure_path};
+pub use fsutil::{DirError, read_file, secure_path, write_file};
 pub use graph::Node;
 pub use journal::{NotUndone, Recovered, UndoTable, recover, recover_but};
 pub use key::{Change, KeyValue, KeyWriter, Manifest, Sort, ValueWriter};

@@ -41,7 +41,8 @@ pub(crate) fn run(global: &Global, arguments: &Report) -> Outcome {
         (&arguments.trace, chart::trace),
     ] {
         if let Some(path) = path {
-            std::fs::write(path, text(&comparison)).map_err(|e| Complaint::about(path, e))?;
+            fcpipe_engine::write_file(path, text(&comparison).as_bytes())
+                .map_err(|e| Complaint::about(path, e))?;
         }
     }
     let files = arguments.svg.is_some() || arguments.html.is_some() || arguments.trace.is_some();
