@@ -13,6 +13,7 @@ use std::time::Instant;
 use fcpipe_treegen::count;
 use serde_json::Value;
 
+use crate::life::until;
 use crate::network::{self, Platform, assert_same, skip_without_namespaces};
 use crate::world::{
     Leftovers, World, assert_code, not_root, skip, skip_without_kernel, with_input,
@@ -443,6 +444,9 @@ fn row_50_a_launch_that_is_being_cleaned_up_counts_as_stopped_and_not_as_what_it
         assert!(killed.unwrap().success());
         let lock = fs::File::open(world.path("state/c1/lock")).unwrap();
         lock.lock().unwrap();
+        // Its socket may outlive its lock by a moment, in which it takes a connection to nobody.
+        let socket = world.path("state/c1/control");
+        until(|| std::os::unix::net::UnixStream::connect(&socket).is_err());
         let mut asked = fcpipe(&world);
         asked
             .args(command)
