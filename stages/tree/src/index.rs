@@ -24,7 +24,7 @@ use crate::scan::ScanOptions;
 
 pub use format::{FieldChange, FieldValue};
 pub(crate) use format::{Row, Seen, flag};
-pub(crate) use read::{Block, Index};
+pub(crate) use read::{Block, Blocks, Index};
 pub(crate) use write::{Body, Encoded, Encoder};
 
 /// How many indexes are kept; those used longest ago go first.

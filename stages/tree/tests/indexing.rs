@@ -306,7 +306,26 @@ fn row_36_an_index_damaged_anywhere_is_never_believed() {
             &format!("round {round}, at {at}"),
         );
     }
-    // Damaged, cut short or removed after it was read, before the Scan is asked for.
+    // Damaged after it was read, before the Scan is asked for: what is put together of it must come to an end.
+    fs::remove_file(&path).unwrap();
+    looked(&place, &ScanOptions::default());
+    let whole = fs::read(&path).unwrap();
+    for round in 0..300 {
+        let options = ScanOptions::default();
+        let warm = look(&place.top(), &Content::default(), &options, Some(&dir)).unwrap();
+        assert!(is_same(&warm));
+        let mut damaged = whole.clone();
+        let at = random.below(damaged.len());
+        let len = (damaged.len() - at).min(1 << random.below(12));
+        for byte in &mut damaged[at..at + len] {
+            *byte = random.below(256) as u8;
+        }
+        fs::write(&path, &damaged).unwrap();
+        let context = format!("round {round}, {len} bytes at {at}");
+        assert_as_cold(&warm, &place.top(), &options, &context);
+        fs::write(&path, &whole).unwrap();
+    }
+    // Cut short or removed as well.
     for damage in 0..3 {
         fs::remove_file(&path).ok();
         looked(&place, &ScanOptions::default());

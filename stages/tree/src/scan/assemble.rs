@@ -89,12 +89,37 @@ pub(super) fn directory(
     encode: bool,
 ) -> Result<Option<Assembled>, ScanError> {
     let room = fits(request, &walked, index)?;
-    if let Some(index) = index {
-        let threads = walk::threads(request.options.threads);
-        if walk::recall(&mut walked, index, threads).is_none() {
-            return Ok(None);
+    let asked = (request, entrance, encode);
+    let Some(index) = index else {
+        return put_together(asked, walked, None, room).map(Some);
+    };
+    let threads = walk::threads(request.options.threads);
+    let Some(blocks) = walk::recall(&mut walked, index, threads) else {
+        return Ok(None);
+    };
+    std::thread::scope(|scope| {
+        let check = (threads > 1 && index.dirs() > FEW)
+            .then(|| std::thread::Builder::new().name("check".to_owned()))
+            .and_then(|thread| thread.spawn_scoped(scope, || blocks.are_whole()).ok());
+        let assembled = put_together(asked, walked, Some(index), room);
+        let whole = check.and_then(|thread| thread.join().ok());
+        match whole.unwrap_or_else(|| blocks.are_whole()) {
+            true => assembled.map(Some),
+            false => Ok(None),
         }
-    }
+    })
+}
+
+/// So few directories are checked faster than a thread is started for it.
+const FEW: usize = 50;
+
+/// What was read of the index may be damaged: then it does not matter what comes out, only that something does.
+fn put_together(
+    (request, entrance, encode): (&Request<'_>, Entrance, bool),
+    mut walked: Walked,
+    index: Option<&Index>,
+    room: usize,
+) -> Result<Assembled, ScanError> {
     walked.finds.push(Finds {
         sets: index.map_or_else(Vec::new, |index| index.sets.clone()),
         holes: Vec::new(),
@@ -191,7 +216,7 @@ pub(super) fn directory(
             }
         }
     }
-    assembly.finish(entrance).map(Some)
+    assembly.finish(entrance)
 }
 
 /// How many nodes to make room for, if they can be numbered at all.
@@ -442,7 +467,7 @@ impl Assembly<'_> {
             return;
         }
         if let NewKind::File { size, .. } = inode.kind {
-            self.bytes += size;
+            self.bytes = self.bytes.saturating_add(size);
         }
         let node = self.writer.add(name, seen.meta(), inode.kind, inode.set);
         self.stamps.push(stamp);
@@ -461,7 +486,10 @@ impl Assembly<'_> {
             return (0, 0);
         }
         let number = number as usize;
-        let set = &self.finds[worker].sets[number];
+        let Some(set) = self.finds[worker].sets.get(number) else {
+            // Of a damaged index.
+            return (0, 0);
+        };
         for attribute in &set.foreign {
             let path = self.writer.path(parent, name);
             let path = path.trim_start_with(|c| c == '/');

@@ -2,13 +2,18 @@
 //! to be put together.
 
 use super::found::{Outcome, Recalled, Walked};
-use crate::index::Index;
+use crate::index::{Blocks, Index};
 
 /// Fewer directories than this for each thread are not worth one.
 const SHARE: usize = 50;
 
-/// Reads all of them, with several threads. `None` where the index can't be read any more.
-pub(in crate::scan) fn recall(walked: &mut Walked, index: &Index, threads: usize) -> Option<()> {
+/// Reads all of them, with several threads. `None` where the index can't be read any more. Whether what was read is whole is for
+/// the caller to ask.
+pub(in crate::scan) fn recall<'a>(
+    walked: &mut Walked,
+    index: &'a Index,
+    threads: usize,
+) -> Option<Blocks<'a>> {
     let all = index.all(threads)?;
     let share = walked.dirs.len().div_ceil(threads).max(SHARE);
     let mut shares = walked.dirs.chunks_mut(share);
@@ -34,5 +39,6 @@ pub(in crate::scan) fn recall(walked: &mut Walked, index: &Index, threads: usize
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         others.into_iter().map(join).fold(mine, Option::and)
-    })
+    })?;
+    Some(all)
 }
