@@ -34,7 +34,7 @@ use fcpipe_supervisor::{Connection, Record, Reply, Request, Status, connect, loo
 
 use crate::arguments::{Builder, Building, Cache, Global, Spec};
 use crate::complaint::{self, Complaint};
-use crate::directories::Directories;
+use crate::directories::{Directories, make_private};
 use crate::render::harmless;
 
 /// What a command gives back: its exit code, or why there is none.
@@ -110,6 +110,8 @@ fn host(
     tell: &mut dyn FnMut(String),
 ) -> Result<Host, Complaint> {
     clean_up(directories, tell)?;
+    // Also for a plan: what can be cloned into it decides where writes go. A launch judges it before it is used.
+    make_private(&directories.state).map_err(|e| Complaint::about(&directories.state, e))?;
     let store = Store::open(&directories.cache)
         .map_err(|e| Complaint::of(e).hint("`--cache-dir` names another directory"))?;
     Ok(Host {
