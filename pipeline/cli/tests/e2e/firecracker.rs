@@ -499,7 +499,7 @@ fn the_timings_of_a_launch_go_to_a_file_and_to_nothing_else() {
     }
     let world = fake("");
     let output = run(&world, &["true"])
-        .args(["--timings", "/dev/stdout"])
+        .args(["--timings", "/proc/self/fd/1"])
         .output();
     let output = output.unwrap();
     assert_code(&output, 125);
