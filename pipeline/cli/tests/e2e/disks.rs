@@ -318,7 +318,8 @@ impl<'a> OnTmpfs<'a> {
 
 impl Drop for OnTmpfs<'_> {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
+        // Whoever ended this moment may have something there still.
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
     }
 }
 
