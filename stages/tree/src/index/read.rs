@@ -112,8 +112,11 @@ impl Index {
         let mut bytes = vec![0; (place.end - place.start) as usize];
         self.file.read_exact_at(&mut bytes, place.start).ok()?;
         let range = 0..bytes.len();
-        let block = Block::new(Arc::new(bytes), range, hash)?;
-        block.is_whole().then_some(block)
+        let mut block = Block::new(Arc::new(bytes), range, hash).filter(Block::is_whole)?;
+        if block.rows > DENSE {
+            block.listed = block.rows().iter().map(|row| row.listed.get()).collect();
+        }
+        Some(block)
     }
 
     /// All directories, read by so many threads. One by one they cost twice as much.
@@ -209,17 +212,13 @@ impl Block {
         if rest.len() < rows.checked_mul(size_of::<Row>())? {
             return None;
         }
-        let mut block = Block {
+        Some(Block {
             all,
             range,
             rows,
             listed: Vec::new(),
             hash,
-        };
-        if rows > DENSE {
-            block.listed = block.rows().iter().map(|row| row.listed.get()).collect();
-        }
-        Some(block)
+        })
     }
 
     fn bytes(&self) -> &[u8] {

@@ -89,19 +89,20 @@ pub(super) fn directory(
     encode: bool,
 ) -> Result<Option<Assembled>, ScanError> {
     let room = fits(request, &walked, index)?;
-    let asked = (request, entrance, encode);
-    let Some(index) = index else {
-        return put_together(asked, walked, None, room).map(Some);
+    let same = |outcome: &Outcome| matches!(outcome, Outcome::Same { .. });
+    let recalled = index.filter(|_| walked.dirs.iter().flatten().any(same));
+    let Some(index) = recalled else {
+        return put_together(request, walked, index, room, entrance, encode).map(Some);
     };
     let threads = walk::threads(request.options.threads);
     let Some(blocks) = walk::recall(&mut walked, index, threads) else {
         return Ok(None);
     };
     std::thread::scope(|scope| {
-        let check = (threads > 1 && index.dirs() > FEW)
+        let check = (threads > 1 && index.dirs() > walk::SHARE)
             .then(|| std::thread::Builder::new().name("check".to_owned()))
             .and_then(|thread| thread.spawn_scoped(scope, || blocks.are_whole()).ok());
-        let assembled = put_together(asked, walked, Some(index), room);
+        let assembled = put_together(request, walked, Some(index), room, entrance, encode);
         let whole = check.and_then(|thread| thread.join().ok());
         match whole.unwrap_or_else(|| blocks.are_whole()) {
             true => assembled.map(Some),
@@ -110,15 +111,14 @@ pub(super) fn directory(
     })
 }
 
-/// So few directories are checked faster than a thread is started for it.
-const FEW: usize = 50;
-
 /// What was read of the index may be damaged: then it does not matter what comes out, only that something does.
 fn put_together(
-    (request, entrance, encode): (&Request<'_>, Entrance, bool),
+    request: &Request<'_>,
     mut walked: Walked,
     index: Option<&Index>,
     room: usize,
+    entrance: Entrance,
+    encode: bool,
 ) -> Result<Assembled, ScanError> {
     walked.finds.push(Finds {
         sets: index.map_or_else(Vec::new, |index| index.sets.clone()),

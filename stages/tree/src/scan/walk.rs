@@ -23,7 +23,7 @@ use crate::sys;
 
 use worker::Worker;
 
-pub(super) use recall::recall;
+pub(super) use recall::{SHARE, recall};
 
 pub(super) use found::{
     Facts, Finds, Item, Kept, Leaf, Listing, Outcome, Part, Recalled, Walked, What, remembered,

@@ -5,7 +5,7 @@ use super::found::{Outcome, Recalled, Walked};
 use crate::index::{Blocks, Index};
 
 /// Fewer directories than this for each thread are not worth one.
-const SHARE: usize = 50;
+pub(in crate::scan) const SHARE: usize = 50;
 
 /// Reads all of them, with several threads. `None` where the index can't be read any more. Whether what was read is whole is for
 /// the caller to ask.
