@@ -254,6 +254,7 @@ mod tests {
             assert_eq!(again.next().unwrap().unwrap(), line.as_bytes());
         }
     }
+
     /// As the log does it.
     fn rotate(path: &Path, text: &str) {
         for number in (0..3).rev() {
