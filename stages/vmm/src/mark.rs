@@ -169,72 +169,101 @@ fn find_marked(dir: &Path) -> Result<Vec<(u32, OwnedFd)>, VmmError> {
         path: "/proc".into(),
         source,
     })?;
+    let mut pids: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != this)
+        .collect();
     let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        if pid == this {
-            continue;
-        }
-        // Most have no mark, and one look is all they need.
-        if marked_dir(pid).is_none() {
-            continue;
-        }
-        // Before the looks that count, so that what is killed is what was looked at, or nothing.
-        let Ok(Some(pidfd)) = open_pidfd(pid) else {
-            continue;
-        };
-        let Some(marked) = marked_dir(pid) else {
-            continue;
-        };
-        let cwd = fs::metadata(format!("/proc/{pid}/cwd"))
-            .ok()
-            .map(|meta| (meta.dev(), meta.ino()));
-        let same_dir = dir_inode.is_some() && cwd == dir_inode;
-        if same_dir || OsStr::from_bytes(&marked) == dir.as_os_str() {
-            found.push((pid, pidfd));
-        }
-    }
-    Ok(found)
-}
-
-/// How long a process may be on its way into a program; it takes some microseconds, unless the program comes from a slow disk.
-const EXEC: Duration = Duration::from_secs(2);
-
-/// The variable's value in the environment the process was started with; a zombie has none.
-fn marked_dir(pid: u32) -> Option<Vec<u8>> {
     let end = Instant::now() + EXEC;
-    let environ = loop {
-        let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        // A process in the middle of execve(2) has left its old environment and has no new one yet, or has got it since that look.
-        let got = |(start, end)| start == 0 || start < end;
-        let between = environ.is_empty() && environment(pid).is_some_and(got);
-        if !between || Instant::now() >= end {
-            break environ;
+    loop {
+        // Who is on the way into a program is looked at again, all of them together.
+        pids.retain(|&pid| {
+            // Most have no mark, and one look is all they need.
+            match look(pid) {
+                Look::Unmarked => return false,
+                Look::Between => return true,
+                Look::Marked(_) => {}
+            }
+            // Before the looks that count, so that what is killed is what was looked at, or nothing.
+            let Ok(Some(pidfd)) = open_pidfd(pid) else {
+                return false;
+            };
+            let marked = match look(pid) {
+                Look::Marked(marked) => marked,
+                Look::Unmarked => return false,
+                Look::Between => return true,
+            };
+            let cwd = fs::metadata(format!("/proc/{pid}/cwd"))
+                .ok()
+                .map(|meta| (meta.dev(), meta.ino()));
+            let same_dir = dir_inode.is_some() && cwd == dir_inode;
+            if same_dir || OsStr::from_bytes(&marked) == dir.as_os_str() {
+                found.push((pid, pidfd));
+            }
+            false
+        });
+        if pids.is_empty() || Instant::now() >= end {
+            return Ok(found);
         }
         std::thread::sleep(Duration::from_micros(200));
-    };
-    environ.split(|&byte| byte == 0).find_map(|entry| {
-        let value = entry
-            .strip_prefix(MACHINE_DIR_VARIABLE.as_bytes())?
-            .strip_prefix(b"=")?;
-        Some(value.to_vec())
-    })
+    }
 }
 
-/// Where it begins and ends: fields 50 and 51 of `/proc/<pid>/stat`.
-fn environment(pid: u32) -> Option<(u64, u64)> {
-    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
-    let fields = std::str::from_utf8(&bytes[after..]).ok()?;
-    let mut fields = fields.split_ascii_whitespace().skip(47);
-    let mut next = || fields.next()?.parse().ok();
-    Some((next()?, next()?))
+/// How long processes may be on their way into a program; it takes some microseconds, unless the program comes from a slow disk.
+const EXEC: Duration = Duration::from_secs(2);
+
+/// What the environment that a process was started with says.
+enum Look {
+    /// The variable's value.
+    Marked(Vec<u8>),
+    Unmarked,
+    /// The process is in the middle of execve(2): it has left its old environment, and the new one was not there yet.
+    Between,
+}
+
+fn look(pid: u32) -> Look {
+    let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else {
+        return Look::Unmarked;
+    };
+    if environ.is_empty() && Memory::of(pid).is_some_and(|memory| memory.has_environment()) {
+        return Look::Between;
+    }
+    let value = environ.split(|&byte| byte == 0).find_map(|entry| {
+        let value = entry.strip_prefix(MACHINE_DIR_VARIABLE.as_bytes())?;
+        value.strip_prefix(b"=")
+    });
+    value.map_or(Look::Unmarked, |value| Look::Marked(value.to_vec()))
+}
+
+/// Of a process, from `/proc/<pid>/stat`, proc_pid_stat(5).
+struct Memory {
+    /// Bytes, field 23. None have a thread of the kernel and a process that has ended: neither gets an environment.
+    /// (Their `environ` is empty on Linux 6.1, and cannot be opened on 6.18.)
+    size: u64,
+    /// Where the environment begins and ends, fields 50 and 51; 0 until execve(2) has laid it down.
+    environment: (u64, u64),
+}
+
+impl Memory {
+    fn of(pid: u32) -> Option<Self> {
+        let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
+        // The first of these is field 3.
+        let fields = std::str::from_utf8(&bytes[after..]).ok()?;
+        let fields: Vec<_> = fields.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse().ok();
+        Some(Self {
+            size: field(23)?,
+            environment: (field(50)?, field(51)?),
+        })
+    }
+
+    /// That, or it is about to get one.
+    fn has_environment(&self) -> bool {
+        let (start, end) = self.environment;
+        self.size > 0 && (start == 0 || start < end)
+    }
 }
 
 #[cfg(test)]
@@ -251,12 +280,32 @@ mod tests {
 
     #[test]
     fn an_environment_begins_somewhere() {
-        let (start, end) = environment(std::process::id()).unwrap();
+        let memory = Memory::of(std::process::id()).unwrap();
+        let (start, end) = memory.environment;
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
         let (from, to) = stack.split_once(' ').unwrap().0.split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
         assert!((number(from)..number(to)).contains(&start) && start < end);
+        assert!(memory.has_environment());
+    }
+
+    /// Each of them cost [`EXEC`] on kernels that let their empty `environ` be read.
+    #[test]
+    fn what_has_ended_and_what_is_the_kernels_are_not_waited_for() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        let id = rustix::process::WaitId::Pid(Pid::from_child(&child));
+        let kept = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(id, kept).unwrap();
+        assert!(!Memory::of(pid).unwrap().has_environment());
+        child.wait().unwrap();
+        // In a namespace of processes there are none of the kernel's.
+        if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim_end() == "kthreadd") {
+            assert!(!Memory::of(2).unwrap().has_environment());
+        } else {
+            println!("skipped for threads of the kernel: there are none to be seen");
+        }
     }
 
     #[test]
