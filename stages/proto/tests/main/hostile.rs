@@ -185,17 +185,16 @@ fn row_47_false_exits_end_the_connection() {
 
 #[test]
 fn row_47_messages_at_the_wrong_time_end_the_connection() {
-    for json in [
-        r#"{"type":"configured"}"#,
-        r#"{"type":"started","process":1}"#,
-        r#"{"type":"stopped","clean":true}"#,
-        r#"{"type":"hello","protocol":1,"program":"","boot_id":""}"#,
+    for (json, words) in [
+        (r#"{"type":"configured"}"#, "no configuration"),
+        (r#"{"type":"started","process":1}"#, "wrong time"),
+        (r#"{"type":"stopped","clean":true}"#, "without being asked"),
+        (
+            r#"{"type":"hello","protocol":1,"program":"","boot_id":""}"#,
+            "a second hello",
+        ),
     ] {
-        let error = breaks(|raw| raw.json(json));
-        assert!(
-            matches!(error, ProtoError::Broken { .. }),
-            "{json}: {error}"
-        );
+        broken(&breaks(|raw| raw.json(json)), words);
     }
 }
 
