@@ -231,7 +231,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
             let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
             assert!(!ci, "missing under CI: root, or iproute2");
-            say("skipped: not root, or no iproute2");
+            println!("skipped: not root, or no iproute2");
             return;
         }
         let interface = |name: &str, addresses: &[&str], routes: Vec<GuestRoute>| GuestInterface {

@@ -46,18 +46,16 @@ fn the_usual_mounts_and_devices_are_there_as_root() {
     let ended = guest.sh(
         "for d in null zero full random urandom tty ptmx fd stdin stdout stderr shm mqueue pts; do \
            [ -e /dev/$d ] || echo no $d; done; \
-         mount | cut -d' ' -f3,5 2>/dev/null || cat /proc/mounts; \
-         echo x > /dev/null; head -c 2 /dev/zero | wc -c; stat -c %a /dev/null /dev/shm; exit 0",
+         cat /proc/mounts; echo x > /dev/null; head -c 2 /dev/zero | wc -c; stat -c %a /dev/null /dev/shm; exit 0",
     );
     assert!(!ended.out.contains("no "), "{}", ended.out);
-    for line in ["/proc proc", "/dev tmpfs", "/dev/pts devpts", "/sys sysfs"] {
-        let (on, kind) = line.split_once(' ').unwrap();
-        assert!(
-            ended.out.contains(&format!("{on} {kind}"))
-                || ended.out.contains(&format!("on {on} type {kind}")),
-            "{line}: {}",
-            ended.out
-        );
+    for mount in [
+        " /proc proc ",
+        " /dev tmpfs ",
+        " /dev/pts devpts ",
+        " /sys sysfs ",
+    ] {
+        assert!(ended.out.contains(mount), "{mount}: {}", ended.out);
     }
     assert!(ended.out.ends_with("2\n666\n1777\n"), "{}", ended.out);
 }
