@@ -1,14 +1,16 @@
 //! Row 50: the next command ends what a dead supervisor's launch left, and nothing else.
 
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use fcpipe_vmm::{MACHINE_DIR_VARIABLE, ProcessMark, kill_by_mark};
 use tempfile::tempdir;
 
+use crate::bench::{Held, LONG};
+
 /// A process that nobody's PDEATHSIG ends, as one of a launch whose spawning thread lives on would be.
-struct Stray(Child);
+struct Stray(Held);
 
 impl Stray {
     fn start(cwd: &Path, marked: Option<&Path>) -> Self {
@@ -17,18 +19,11 @@ impl Stray {
         if let Some(dir) = marked {
             command.env(MACHINE_DIR_VARIABLE, dir);
         }
-        Self(command.spawn().unwrap())
+        Self(Held(command.spawn().unwrap()))
     }
 
     fn ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
-    }
-}
-
-impl Drop for Stray {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.0.0.try_wait().unwrap().is_some()
     }
 }
 
@@ -84,14 +79,14 @@ fn row_50_the_directory_may_be_moved_or_gone() {
 fn a_mark_of_another_time_kills_nobody() {
     let root = tempdir().unwrap();
     let mut stray = Stray::start(root.path(), None);
-    let mark = ProcessMark::of(stray.0.id()).unwrap();
+    let mark = ProcessMark::of(stray.0.0.id()).unwrap();
     let older = ProcessMark {
         start_time: mark.start_time - 1,
         ..mark
     };
     assert!(!older.kill(Duration::from_secs(1)).unwrap());
     assert!(!stray.ended());
-    assert!(mark.kill(Duration::from_secs(10)).unwrap());
+    assert!(mark.kill(LONG).unwrap());
     // Before anybody has waited for it.
     assert!(!mark.is_alive());
     assert!(stray.ended());

@@ -12,7 +12,8 @@ use fcpipe_vmm::{Nic, ProcessMark, Vmm, VmmError};
 use tempfile::tempdir;
 
 use crate::bench::{
-    NEVER, assert_gone, config, connect_fails_at_once, eventually, go, qemu, soon, start,
+    Held, LONG, NEVER, assert_gone, config, connect_fails_at_once, eventually, go, is_root, qemu,
+    start,
 };
 
 const HELPER_DIR: &str = "FCPIPE_VMM_TEST_DIR";
@@ -47,11 +48,7 @@ fn a_prepared_machine_that_is_dropped_leaves_nothing() {
 fn row_50_when_the_vmm_is_killed_connecting_fails() {
     let dir = tempdir().unwrap();
     let machine = start(dir.path(), &qemu("qemu-hangs", "device-serves")).unwrap();
-    assert!(
-        machine.processes()[0]
-            .kill(Duration::from_secs(10))
-            .unwrap()
-    );
+    assert!(machine.processes()[0].kill(LONG).unwrap());
     let error = connect_fails_at_once(&*machine);
     assert!(
         matches!(&error, VmmError::Exited { program: "qemu", status, .. } if status == "signal 9"),
@@ -65,7 +62,7 @@ fn row_50_when_the_vsock_device_ends_the_vmm_goes_too() {
     let machine = start(dir.path(), &qemu("qemu-hangs", "device-dies-later")).unwrap();
     let marks = machine.processes();
     go(dir.path());
-    let exit = machine.wait_exit(Duration::from_secs(10)).unwrap();
+    let exit = machine.wait_exit(LONG).unwrap();
     assert_eq!(exit.cause.as_deref(), Some("vhost-device-vsock ended"));
     assert!(!exit.is_clean());
     assert_gone(&marks);
@@ -100,7 +97,7 @@ fn helper_that_holds_a_machine() {
 #[test]
 fn row_50_sigkill_of_the_parent_leaves_no_child() {
     let dir = tempdir().unwrap();
-    let mut helper = Command::new(std::env::current_exe().unwrap())
+    let helper = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
             "processes::helper_that_holds_a_machine",
@@ -111,8 +108,9 @@ fn row_50_sigkill_of_the_parent_leaves_no_child() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let mut helper = Held(helper);
     let mut marks = Vec::new();
-    let mut lines = BufReader::new(helper.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(helper.0.stdout.take().unwrap()).lines();
     let count = loop {
         let line = lines.next().expect("the helper said nothing").unwrap();
         if let Some(rest) = line.strip_prefix("mark ") {
@@ -127,8 +125,7 @@ fn row_50_sigkill_of_the_parent_leaves_no_child() {
     };
     assert_eq!(count, 2);
     assert!(marks.iter().all(ProcessMark::is_alive));
-    helper.kill().unwrap();
-    helper.wait().unwrap();
+    drop(helper);
     assert_gone(&marks);
 }
 
@@ -170,16 +167,13 @@ fn a_child_has_its_own_session_and_only_what_it_was_given() {
 
 #[test]
 fn needs_root_every_process_runs_in_the_machine_s_network_namespace() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: not root");
+    if !is_root() {
         return;
     }
     let here = fs::read_link("/proc/self/ns/net").unwrap();
-    let mut holder = Command::new("unshare")
-        .args(["--net", "sleep", "600"])
-        .spawn()
-        .unwrap();
-    let path = format!("/proc/{}/ns/net", holder.id());
+    let mut holder = Command::new("unshare");
+    let holder = Held(holder.args(["--net", "sleep", "600"]).spawn().unwrap());
+    let path = format!("/proc/{}/ns/net", holder.0.id());
     let namespace = || fs::read_link(&path).unwrap();
     eventually("there is a namespace", || namespace() != here);
 
@@ -196,8 +190,6 @@ fn needs_root_every_process_runs_in_the_machine_s_network_namespace() {
         assert_eq!(its, namespace());
     }
     assert_eq!(fs::read_link("/proc/self/ns/net").unwrap(), here);
-    holder.kill().unwrap();
-    holder.wait().unwrap();
 }
 
 #[test]
@@ -226,7 +218,6 @@ fn row_51_many_machines_at_once() {
                 let machine = start(&dir, &qemu("qemu-hangs", "device-serves")).unwrap();
                 let marks = machine.processes();
                 assert_eq!(marks.len(), 2);
-                assert!(machine.connect(1, soon(100), NEVER).is_err());
                 assert!(marks.iter().all(ProcessMark::is_alive));
                 // Its sockets have names in its own directory, where it is.
                 let told = fs::read_to_string(dir.join("seen.device.args")).unwrap();
