@@ -9,13 +9,13 @@
 
 mod attaching;
 mod bench;
-
 mod ear;
 mod frames;
 mod judge;
 mod odd;
 mod own;
 mod packets;
+mod random;
 mod sockets;
 mod spoofing;
 mod state;

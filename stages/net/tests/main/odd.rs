@@ -6,6 +6,7 @@ use std::path::Path;
 use fcpipe_net::dhcp::Answerer;
 use fcpipe_net::{Attachment, Mode, NetError, Wanted, make, plan, undo};
 
+use crate::random::random;
 use crate::spoofing::question;
 use crate::world::{EVERYBODY, World, planned, sh, skip, wanted};
 
@@ -245,13 +246,7 @@ fn needs_root_row_63_questions_of_dhcp_that_are_none() {
     let wire = &attachment.wires[0];
     let answerer = Answerer::new(wire, &["10.0.0.53".parse().unwrap()]);
     let asked = question(wire.mac, dhcproto::v4::MessageType::Discover, None);
-    let mut seed: u64 = 20_261_126;
-    let mut random = move |below: usize| {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) as usize % below
-    };
+    let mut random = random(20_261_126);
     let mut answered = 0;
     for _ in 0..50_000 {
         let mut frame = asked.clone();
