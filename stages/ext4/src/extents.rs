@@ -9,6 +9,7 @@ use zerocopy::IntoBytes;
 
 use crate::checksum::Seed;
 use crate::ondisk::extent::{self, Header, IN_BLOCK, IN_INODE, Index, Leaf, MAX_LEN};
+use crate::ondisk::{lo32, top16};
 
 /// A piece of content: where it is in its file and on the disk. It may be longer than an extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +50,8 @@ fn leaves(pieces: &[Piece]) -> impl Iterator<Item = Leaf> {
                 Leaf {
                     ee_block: (piece.logical + from).into(),
                     ee_len: ((piece.blocks - from).min(MAX_LEN) as u16).into(),
-                    ee_start_hi: ((block >> 32) as u16).into(),
-                    ee_start_lo: (block as u32).into(),
+                    ee_start_hi: top16(block),
+                    ee_start_lo: lo32(block),
                 }
             })
     })
@@ -161,8 +162,8 @@ fn header(entries: usize, max: usize, depth: usize) -> Header {
 fn index(start: u32, block: u64) -> Index {
     Index {
         ei_block: start.into(),
-        ei_leaf_lo: (block as u32).into(),
-        ei_leaf_hi: ((block >> 32) as u16).into(),
+        ei_leaf_lo: lo32(block),
+        ei_leaf_hi: top16(block),
         ei_unused: 0.into(),
     }
 }

@@ -7,12 +7,13 @@
 
 use zerocopy::IntoBytes;
 
-use super::Decided;
+use super::{BLOCK, Decided};
 use crate::checksum::SEED;
 use crate::geometry::{BLOCKS_PER_GROUP, Geometry};
 use crate::ids::{GroupNo, InodeNo, Run};
 use crate::numbers::Item;
 use crate::ondisk::group::{BLOCK_UNINIT, DESC_SIZE, GroupDesc, INODE_UNINIT, INODE_ZEROED};
+use crate::ondisk::{hi16, hi32, lo16, lo32};
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Group {
@@ -60,9 +61,8 @@ impl Groups {
                 .saturating_sub(before)
                 .min(u64::from(geometry.inodes_per_group))
                 as u32;
-            let mut inodes = (1..=group.inodes_reached).map(|i| InodeNo(before as u32 + i));
-            let free = |ino: &InodeNo| !content.numbers.is_in_use(*ino);
-            group.used_inodes = group.inodes_reached - inodes.by_ref().filter(free).count() as u32;
+            let in_use = |i: &u32| content.numbers.is_in_use(InodeNo(before as u32 + i));
+            group.used_inodes = (1..=group.inodes_reached).filter(in_use).count() as u32;
             // The last group's bitmap must say where the disk ends; mke2fs writes it always.
             group.has_block_bitmap = i == 0 || i == last || {
                 let blocks = geometry.group_end(number) - geometry.group_start(number);
@@ -73,8 +73,8 @@ impl Groups {
             all,
             inodes_per_group: geometry.inodes_per_group,
         };
-        let zeros = vec![0; 4096];
-        groups.note_block_bitmap(GroupNo(last as u32), &zeros);
+        // Where it is all zero, it is not made.
+        groups.note_block_bitmap(GroupNo(last as u32), &[0; BLOCK]);
         groups
     }
 
@@ -152,7 +152,7 @@ impl Groups {
     /// The descriptors of all groups, as whole blocks. The bitmaps' checksums must have been noted.
     pub(super) fn encode(&self, decided: &Decided<'_>) -> Vec<u8> {
         let geometry = decided.geometry;
-        let mut out = vec![0; geometry.gdt_blocks as usize * 4096];
+        let mut out = vec![0; geometry.gdt_blocks as usize * BLOCK];
         for (i, slot) in out
             .as_chunks_mut::<DESC_SIZE>()
             .0
@@ -163,7 +163,7 @@ impl Groups {
             let number = i as u32;
             let mut desc = self.describe(geometry, GroupNo(number));
             let checksum = SEED.with(&number.to_le_bytes()).with(desc.as_bytes());
-            desc.bg_checksum = (checksum.0 as u16).into();
+            desc.bg_checksum = lo16(checksum.0);
             slot.copy_from_slice(desc.as_bytes());
         }
         out
@@ -183,10 +183,6 @@ impl Groups {
         if group.used_inodes == 0 {
             flags |= INODE_UNINIT;
         }
-        let lo16 = |value: u32| (value as u16).into();
-        let hi16 = |value: u32| ((value >> 16) as u16).into();
-        let lo32 = |value: u64| (value as u32).into();
-        let hi32 = |value: u64| ((value >> 32) as u32).into();
         GroupDesc {
             bg_block_bitmap_lo: lo32(tables.block_bitmap),
             bg_inode_bitmap_lo: lo32(tables.inode_bitmap),

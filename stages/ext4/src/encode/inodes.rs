@@ -7,8 +7,10 @@ use super::Decided;
 use crate::checksum::Seed;
 use crate::extents;
 use crate::ids::InodeNo;
+use crate::map::BLOCK_SIZE;
 use crate::numbers::{Holds, Item};
 use crate::ondisk::inode::*;
+use crate::ondisk::{hi16, hi32, lo16, lo32, top16};
 use crate::placement::Owner;
 use crate::times;
 use crate::xattrs;
@@ -43,8 +45,8 @@ fn encode(decided: &Decided<'_>, ino: InodeNo, slot: &mut [u8]) {
     }
     fields.copy_from_slice(inode.as_bytes());
     let checksum = Seed::of_inode(ino).with(slot).0;
-    inode.l_i_checksum_lo = (checksum as u16).into();
-    inode.i_checksum_hi = ((checksum >> 16) as u16).into();
+    inode.l_i_checksum_lo = lo16(checksum);
+    inode.i_checksum_hi = hi16(checksum);
     slot[..size_of::<Inode>()].copy_from_slice(inode.as_bytes());
 }
 
@@ -88,8 +90,8 @@ fn encode_item(decided: &Decided<'_>, item: Item, inode: &mut Inode) {
     put_size(inode, size);
     if let Some(block) = content.xattrs.block_of(item) {
         let block = decided.placement.of_xattr_block[block as usize];
-        inode.i_file_acl_lo = (block as u32).into();
-        inode.l_i_file_acl_high = ((block >> 32) as u16).into();
+        inode.i_file_acl_lo = lo32(block);
+        inode.l_i_file_acl_high = top16(block);
         let outside = content.xattrs.outside_blocks(tree.xattr_set(node));
         add_blocks(inode, 1 + outside);
     }
@@ -155,8 +157,8 @@ fn encode_value(decided: &Decided<'_>, number: u32, inode: &mut Inode) {
     inode.i_links_count = 1.into();
     inode.i_flags = EA_INODE_FL.into();
     inode.i_atime = value.hash.into();
-    inode.i_ctime = ((value.refs >> 32) as u32).into();
-    inode.i_disk_version = (value.refs as u32).into();
+    inode.i_ctime = hi32(value.refs);
+    inode.i_disk_version = lo32(value.refs);
     put_content(decided, Owner::Value(number), inode);
     put_size(inode, value.bytes.len() as u64);
 }
@@ -183,15 +185,15 @@ fn put_meta(inode: &mut Inode, meta: &Meta) {
 }
 
 fn put_owner(inode: &mut Inode, meta: &Meta) {
-    inode.i_uid = (meta.uid as u16).into();
-    inode.l_i_uid_high = ((meta.uid >> 16) as u16).into();
-    inode.i_gid = (meta.gid as u16).into();
-    inode.l_i_gid_high = ((meta.gid >> 16) as u16).into();
+    inode.i_uid = lo16(meta.uid);
+    inode.l_i_uid_high = hi16(meta.uid);
+    inode.i_gid = lo16(meta.gid);
+    inode.l_i_gid_high = hi16(meta.gid);
 }
 
 fn put_size(inode: &mut Inode, size: u64) {
-    inode.i_size_lo = (size as u32).into();
-    inode.i_size_high = ((size >> 32) as u32).into();
+    inode.i_size_lo = lo32(size);
+    inode.i_size_high = hi32(size);
 }
 
 /// Writes the extents of an owner's content; gives the bytes of its blocks, holes left out.
@@ -202,7 +204,7 @@ fn put_content(decided: &Decided<'_>, owner: Owner, inode: &mut Inode) -> u64 {
     extents::encode_root(pieces, tree, &mut inode.i_block);
     let sum = |pieces: &[extents::Piece]| pieces.iter().map(|p| u64::from(p.blocks)).sum::<u64>();
     add_blocks(inode, sum(pieces) + sum(tree));
-    sum(pieces) * 4096
+    sum(pieces) * BLOCK_SIZE
 }
 
 /// `i_blocks` counts units of 512 bytes.
@@ -210,8 +212,8 @@ fn add_blocks(inode: &mut Inode, blocks: u64) {
     let units = u64::from(inode.i_blocks_lo.get())
         + (u64::from(inode.l_i_blocks_high.get()) << 32)
         + blocks * 8;
-    inode.i_blocks_lo = (units as u32).into();
-    inode.l_i_blocks_high = ((units >> 32) as u16).into();
+    inode.i_blocks_lo = lo32(units);
+    inode.l_i_blocks_high = top16(units);
 }
 
 /// The old form where it suffices, the new one elsewhere. Source: include/linux/kdev_t.h.

@@ -4,7 +4,7 @@ mod groups;
 mod inodes;
 mod superblock;
 
-use fcpipe_tree::memory::with_room;
+use fcpipe_tree::memory::{prefer_huge_pages, with_room};
 use fcpipe_tree::{Kind, NodeId};
 use rayon::prelude::*;
 
@@ -50,16 +50,6 @@ pub(crate) struct Changes {
     pub(crate) dirs: Vec<bool>,
     /// By node: its content, which is a file's or a symlink's.
     pub(crate) contents: Vec<bool>,
-}
-
-impl Changes {
-    fn has_dir(changes: Option<&Changes>, dir: usize) -> bool {
-        changes.is_none_or(|changes| changes.dirs[dir])
-    }
-
-    fn has_content(changes: Option<&Changes>, node: NodeId) -> bool {
-        changes.is_none_or(|changes| changes.contents[node.index()])
-    }
 }
 
 /// Something that makes whole blocks.
@@ -137,47 +127,17 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
     let (sections, parts) = list(decided, &groups);
     let mut on_disk: Vec<usize> = (0..parts.len()).collect();
     on_disk.sort_unstable_by_key(|&at| parts[at].block);
-
-    let mut extents: Vec<MapExtent> = Vec::new();
-    let mut size = 0;
-    for part in on_disk.iter().map(|&at| &parts[at]) {
-        match extents.last_mut() {
-            Some(last) if last.block + u64::from(last.blocks) == part.block => {
-                last.blocks += part.blocks;
-            }
-            _ => extents.push(MapExtent {
-                block: part.block,
-                blocks: part.blocks,
-                origin: Origin::Metadata { offset: size },
-            }),
-        }
-        size += u64::from(part.blocks) * BLOCK_SIZE;
-    }
+    let (extents, size) = metadata_extents(on_disk.iter().map(|&at| &parts[at]));
 
     let mut metadata = vec![0; size as usize];
-    fcpipe_tree::memory::prefer_huge_pages(&mut metadata);
-    let mut jobs: Vec<Job<'_>> = sections
-        .into_iter()
-        .map(|section| Job {
-            section,
-            out: Out::None,
-        })
-        .collect();
-    let mut places: Vec<&mut [u8]> = parts.iter().map(|_| Default::default()).collect();
-    let mut rest = metadata.as_mut_slice();
-    for at in on_disk {
-        (places[at], rest) = rest.split_at_mut(parts[at].blocks as usize * BLOCK);
-    }
-    // In the section's order and not in the disk's: what grew near an earlier image may have its last blocks before its first.
-    for (part, place) in parts.iter().zip(places) {
-        jobs[part.section as usize].out.push(place);
-    }
-    drop(parts);
-
+    prefer_huge_pages(&mut metadata);
+    let mut jobs = jobs(sections, parts, on_disk, &mut metadata);
     jobs.par_iter_mut().with_min_len(8).for_each(|job| {
         let section = job.section;
         job.out.fill(|out| decided.make(section, &groups, out));
     });
+
+    // Descriptors have the bitmaps' checksums in them, and are in every copy of the superblock.
     for job in &jobs {
         if let Out::One(bitmap) = &job.out {
             match job.section {
@@ -201,6 +161,50 @@ pub(crate) fn encode(decided: &Decided<'_>) -> ImageMap {
         metadata,
         blocks: decided.disk_blocks,
     }
+}
+
+/// Where the parts go, which come in the disk's order, and how many bytes they have.
+fn metadata_extents<'p>(parts: impl Iterator<Item = &'p Part>) -> (Vec<MapExtent>, u64) {
+    let mut extents: Vec<MapExtent> = Vec::new();
+    let mut size = 0;
+    for part in parts {
+        match extents.last_mut() {
+            Some(last) if last.block + u64::from(last.blocks) == part.block => {
+                last.blocks += part.blocks;
+            }
+            _ => extents.push(MapExtent {
+                block: part.block,
+                blocks: part.blocks,
+                origin: Origin::Metadata { offset: size },
+            }),
+        }
+        size += u64::from(part.blocks) * BLOCK_SIZE;
+    }
+    (extents, size)
+}
+
+/// Gives each section its blocks of `metadata`, in which they are in the disk's order.
+fn jobs(
+    sections: Vec<Section>,
+    parts: Vec<Part>,
+    on_disk: Vec<usize>,
+    metadata: &mut [u8],
+) -> Vec<Job<'_>> {
+    let job = |section| Job {
+        section,
+        out: Out::None,
+    };
+    let mut jobs: Vec<Job<'_>> = sections.into_iter().map(job).collect();
+    let mut places: Vec<&mut [u8]> = parts.iter().map(|_| Default::default()).collect();
+    let mut rest = metadata;
+    for at in on_disk {
+        (places[at], rest) = rest.split_at_mut(parts[at].blocks as usize * BLOCK);
+    }
+    // In the section's order and not in the disk's: what grew near an earlier image may have its last blocks before its first.
+    for (part, place) in parts.iter().zip(places) {
+        jobs[part.section as usize].out.push(place);
+    }
+    jobs
 }
 
 /// All sections, and the parts of each in its order.
@@ -238,7 +242,7 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
         lists.add(Section::Inodes(first), block, blocks);
     }
     for (i, dir) in (0..).zip(&content.dirs) {
-        if !Changes::has_dir(decided.changes, i as usize) {
+        if !decided.makes_dir(i as usize) {
             continue;
         }
         let owner = dir
@@ -247,7 +251,7 @@ fn list(decided: &Decided<'_>, groups: &Groups) -> (Vec<Section>, Vec<Part>) {
         lists.add_pieces(Section::Dir(i), placement.pieces(owner));
     }
     for item in content.numbers.all_items() {
-        if Changes::has_content(decided.changes, content.numbers.node(item))
+        if decided.makes_content(content.numbers.node(item))
             && is_slow_symlink(content.tree, &content.numbers, item)
         {
             lists.add_pieces(Section::Symlink(item), placement.pieces(Owner::Item(item)));
@@ -328,12 +332,24 @@ impl Lists {
 }
 
 impl Decided<'_> {
+    /// Whether the blocks of a directory are made, by its place among the directories.
+    fn makes_dir(&self, dir: usize) -> bool {
+        self.changes.is_none_or(|changes| changes.dirs[dir])
+    }
+
+    /// Whether a node's content is written: a file's, or a symlink's.
+    fn makes_content(&self, node: NodeId) -> bool {
+        let written = |changes: &Changes| changes.contents[node.index()];
+        self.changes.is_none_or(written)
+    }
+
     /// Fills the blocks of a section, which are zero.
     fn make(&self, section: Section, groups: &Groups, out: &mut [u8]) {
         let Decided {
             content, placement, ..
         } = self;
         match section {
+            // Last, and not here.
             Section::Super(_) => {}
             Section::BlockBitmap(group) => groups.block_bitmap(self, group, out),
             Section::InodeBitmap(group) => groups.inode_bitmap(self, group, out),
@@ -384,9 +400,7 @@ fn file_extents(decided: &Decided<'_>) -> Vec<MapExtent> {
     let mut extents = with_room(content.tree.len());
     for item in content.numbers.all_items() {
         let node = content.numbers.node(item);
-        if !matches!(content.tree.kind(node), Kind::File { .. })
-            || !Changes::has_content(decided.changes, node)
-        {
+        if !matches!(content.tree.kind(node), Kind::File { .. }) || !decided.makes_content(node) {
             continue;
         }
         for piece in placement.pieces(Owner::Item(item)) {

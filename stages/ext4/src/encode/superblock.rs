@@ -2,7 +2,8 @@
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Decided, inodes};
+use super::groups::Groups;
+use super::{BLOCK, Decided, inodes};
 use crate::checksum::{SEED, Seed};
 use crate::geometry::{BLOCKS_PER_GROUP, LOG_GROUPS_PER_FLEX};
 use crate::hash;
@@ -11,8 +12,7 @@ use crate::ondisk::group::DESC_SIZE;
 use crate::ondisk::inode::{EXTRA_ISIZE, INODE_SIZE};
 use crate::ondisk::journal::{self, JournalSuperBlock};
 use crate::ondisk::superblock::*;
-
-use super::groups::Groups;
+use crate::ondisk::{hi32, lo32};
 
 /// Writes a group's copy of the superblock and of the descriptors.
 pub(super) fn encode(
@@ -28,7 +28,7 @@ pub(super) fn encode(
     let covered = std::mem::offset_of!(SuperBlock, s_checksum);
     block.s_checksum = Seed::NONE.with(&block.as_bytes()[..covered]).0.into();
     out[offset..offset + size_of::<SuperBlock>()].copy_from_slice(block.as_bytes());
-    out[4096..].copy_from_slice(descriptors);
+    out[BLOCK..].copy_from_slice(descriptors);
 }
 
 fn superblock(decided: &Decided<'_>, groups: &Groups) -> SuperBlock {
@@ -37,10 +37,10 @@ fn superblock(decided: &Decided<'_>, groups: &Groups) -> SuperBlock {
     let free_blocks = groups.free_blocks();
     let mut s = SuperBlock::new_zeroed();
     s.s_inodes_count = geometry.inodes().into();
-    s.s_blocks_count_lo = (blocks as u32).into();
-    s.s_blocks_count_hi = ((blocks >> 32) as u32).into();
-    s.s_free_blocks_count_lo = (free_blocks as u32).into();
-    s.s_free_blocks_count_hi = ((free_blocks >> 32) as u32).into();
+    s.s_blocks_count_lo = lo32(blocks);
+    s.s_blocks_count_hi = hi32(blocks);
+    s.s_free_blocks_count_lo = lo32(free_blocks);
+    s.s_free_blocks_count_hi = hi32(free_blocks);
     s.s_free_inodes_count = (geometry.inodes() - decided.inodes_in_use).into();
     // 1,024 shifted by two: blocks and clusters of 4 KiB.
     s.s_log_block_size = 2.into();
@@ -119,7 +119,7 @@ pub(super) fn encode_journal(blocks: u32, out: &mut [u8]) {
     let mut s = JournalSuperBlock::new_zeroed();
     s.h_magic = journal::MAGIC.into();
     s.h_blocktype = journal::SUPERBLOCK_V2.into();
-    s.s_blocksize = 4096.into();
+    s.s_blocksize = (BLOCK as u32).into();
     s.s_maxlen = blocks.into();
     s.s_first = 1.into();
     s.s_sequence = 1.into();
