@@ -218,14 +218,16 @@ pub struct Recovered {
 /// are alive are not touched. An effect that `table` doesn't know, or whose undo fails, is reported and kept.
 /// Trouble with one launch does not keep the others from being recovered.
 pub fn recover(state_root: &Path, table: &UndoTable) -> Result<Recovered, LaunchDirError> {
-    recover_but(state_root, table, &|_| false)
+    recover_but(state_root, table, &|_| (), &|_| false)
 }
 
 /// The same, but directories of which `keep` says so stay, with everything undone: of launches whose end somebody
-/// still wants to see. `keep` is asked about each dead launch, at every call.
+/// still wants to see. `keep` is asked about each dead launch, at every call. `taken` is told of all of them first: to undo them
+/// takes a while, in which they are locked and look alive.
 pub fn recover_but(
     state_root: &Path,
     table: &UndoTable,
+    taken: &dyn Fn(&Path),
     keep: &dyn Fn(&Path) -> bool,
 ) -> Result<Recovered, LaunchDirError> {
     let mut recovered = Recovered::default();
@@ -239,6 +241,7 @@ pub fn recover_but(
     recovered
         .left
         .extend(trouble.into_iter().map(|(id, why)| unreadable(id, why)));
+    dead.iter().for_each(|dir| taken(dir.path()));
     for dir in dead {
         let id = dir.id().to_owned();
         if let Err(why) = recover_one(dir, table, keep, &mut recovered) {

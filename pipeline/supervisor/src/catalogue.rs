@@ -16,20 +16,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// others have to say is told.
 pub fn clean_up(state: &Path, tell: &mut dyn FnMut(String)) -> Result<Recovered, LaunchDirError> {
     let words = std::cell::RefCell::new(Vec::new());
-    let recovered = recover_but(state, &fcpipe_launch::undo_table(), &|dir| {
-        stays(dir, &mut |line| words.borrow_mut().push(line))
-    });
+    let table = fcpipe_launch::undo_table();
+    let stays = |dir: &Path| stays(dir, &mut |line| words.borrow_mut().push(line));
+    let recovered = recover_but(state, &table, &|dir| drop(ended(dir)), &stays);
     words.into_inner().into_iter().for_each(tell);
     recovered
 }
 
-/// Whether a dead launch's directory stays. Brings its record up to date.
-fn stays(dir: &Path, tell: &mut dyn FnMut(String)) -> bool {
-    let Ok(Some(mut record)) = Record::read(dir) else {
-        return false;
-    };
+/// The record of a dead launch, brought up to date.
+fn ended(dir: &Path) -> Option<Record> {
+    let mut record = Record::read(dir).ok()??;
     if record.status != Status::Stopped {
-        let created = record.status != Status::Creating;
+        record.keep &= record.status != Status::Creating;
         record.stop(None, Some(KILLED.to_owned()));
         // What can't be written is said by the lock that nobody holds.
         let _ = record.write(dir);
@@ -37,8 +35,15 @@ fn stays(dir: &Path, tell: &mut dyn FnMut(String)) -> bool {
             events.add("error", serde_json::json!({"message": KILLED}));
             events.add("exit", serde_json::json!({"status": null, "code": null}));
         }
-        record.keep &= created;
     }
+    Some(record)
+}
+
+/// Whether a dead launch's directory stays, with all that it made undone.
+fn stays(dir: &Path, tell: &mut dyn FnMut(String)) -> bool {
+    let Some(record) = ended(dir) else {
+        return false;
+    };
     if record.keep {
         return true;
     }
@@ -128,5 +133,41 @@ mod tests {
         assert!(delete(state.path(), "one", &mut |line| told.push(line)).unwrap());
         assert_eq!((told.len(), made.exists()), (0, false));
         assert!(LaunchDir::list(state.path()).unwrap().is_empty());
+    }
+
+    /// Both are taken before anything of either is undone, and each looks at the other in its hook.
+    #[test]
+    fn row_50_a_launch_that_is_being_cleaned_up_is_stopped_and_not_what_it_was() {
+        let state = tempfile::tempdir().unwrap();
+        let seen = tempfile::NamedTempFile::new().unwrap();
+        let launches = [("one", "two"), ("two", "one")];
+        let dirs = launches.map(|(id, other)| {
+            let dir = LaunchDir::claim(state.path(), id).unwrap();
+            let mut record = Record::new(id, Path::new("/bundle"), false, false);
+            record.status = Status::Running;
+            record.pid = Some(7);
+            let other = state.path().join(other).join("state.json");
+            let (other, seen) = (other.display(), seen.path().display());
+            // The second finds the first gone.
+            let script = format!("[ ! -e {other} ] || cat {other} > {seen}");
+            record.poststop.push(hooks::Hook {
+                path: "/bin/sh".into(),
+                args: vec!["sh".to_owned(), "-c".to_owned(), script],
+                env: Vec::new(),
+                timeout: None,
+            });
+            record.write(dir.path()).unwrap();
+            dir
+        });
+        drop(dirs);
+        // Hooks of other tests have their locks, too, until they are executed.
+        let dead = |id| LaunchDir::is_alive(state.path(), id).unwrap() == Some(false);
+        crate::tests::until("they count as alive", || dead("one") && dead("two"));
+        let mut told = Vec::new();
+        clean_up(state.path(), &mut |line| told.push(line)).unwrap();
+        assert!(told.is_empty(), "{told:?}");
+        assert!(LaunchDir::list(state.path()).unwrap().is_empty());
+        let other: Record = serde_json::from_slice(&std::fs::read(seen).unwrap()).unwrap();
+        assert_eq!((other.status, other.pid), (Status::Stopped, None));
     }
 }

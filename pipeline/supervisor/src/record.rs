@@ -69,7 +69,7 @@ pub struct Record {
     pub keep: bool,
     /// Its output is in its log, and not its caller's.
     pub logged: bool,
-    /// The supervisor's process.
+    /// The supervisor's process; 0 where it has not said so yet.
     pub supervisor: u32,
     /// What is to be run when it is deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -186,7 +186,10 @@ pub fn look(state: &Path, id: &str) -> Result<Option<Record>, LookError> {
             Some(record)
         }
         // It has just begun.
-        None if alive => Some(Record::new(id, Path::new(""), false, false)),
+        None if alive => Some(Record {
+            supervisor: 0,
+            ..Record::new(id, Path::new(""), false, false)
+        }),
         None => None,
     })
 }
@@ -218,10 +221,9 @@ mod tests {
     fn row_50_a_launch_whose_supervisor_is_dead_is_stopped_whatever_its_record_says() {
         let state = tempfile::tempdir().unwrap();
         let dir = LaunchDir::claim(state.path(), "one").unwrap();
-        assert_eq!(
-            look(state.path(), "one").unwrap().unwrap().status,
-            Status::Creating
-        );
+        let begun = look(state.path(), "one").unwrap().unwrap();
+        // Whoever looks is not its supervisor, and is not to be killed for it.
+        assert_eq!((begun.status, begun.supervisor), (Status::Creating, 0));
         let mut record = Record::new("one", Path::new("/bundle"), true, true);
         record.status = Status::Running;
         record.pid = Some(7);
