@@ -1,5 +1,6 @@
 //! `fcpipe delete`: takes away what is left of a launch that has stopped; with `--force`, of any.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use fcpipe_supervisor::{Request, Status, connect, delete, look};
@@ -32,14 +33,14 @@ pub(crate) fn run(global: &Global, arguments: &Delete) -> Outcome {
             ))
             .hint("`fcpipe kill ID KILL` ends it; `fcpipe delete --force` ends and deletes it"));
         }
-        end(&directories, id, record.supervisor)?;
+        end(&directories, id)?;
     }
     delete(&directories.state, id, &mut note).map_err(Complaint::of)?;
     Ok(0)
 }
 
 /// Ends a launch: by asking, and where that does not help, by force.
-fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Complaint> {
+fn end(directories: &Directories, id: &str) -> Result<(), Complaint> {
     // It may have begun just now, and not listen yet. One that does not take it is killed.
     let mut asked = false;
     let ask = || {
@@ -53,17 +54,23 @@ fn end(directories: &Directories, id: &str, supervisor: u32) -> Result<(), Compl
     if gone(directories, id, ask)? {
         return Ok(());
     }
-    let pid = i32::try_from(supervisor).ok().and_then(Pid::from_raw);
-    if let Some(process) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        // Looked at once more: as long as the launch lives, so does its supervisor, and what was opened is no other that has its number.
-        && !stopped(directories, id)?
-    {
+    if let Some(process) = supervisor(directories, id)? {
         let _ = pidfd_send_signal(&process, Signal::KILL);
     }
     if gone(directories, id, || Ok(()))? {
         return clean_up(directories, &mut note);
     }
     Err(Complaint::new(format_args!("{id} does not end")))
+}
+
+/// The process that looks after a launch. One that had just begun did not say so before.
+fn supervisor(directories: &Directories, id: &str) -> Result<Option<OwnedFd>, Complaint> {
+    let record = look(&directories.state, id).map_err(Complaint::of)?;
+    let pid = record.and_then(|record| Pid::from_raw(i32::try_from(record.supervisor).ok()?));
+    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    // Looked at once more: as long as the launch lives, so does its supervisor, and what was opened is no other that has its number.
+    let lives = !stopped(directories, id)?;
+    Ok(process.filter(|_| lives))
 }
 
 /// Waits until it is. `ask` is called until then.

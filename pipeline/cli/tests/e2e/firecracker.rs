@@ -13,7 +13,6 @@ use std::time::Instant;
 use fcpipe_treegen::count;
 use serde_json::Value;
 
-use crate::life::until;
 use crate::network::{self, Platform, assert_same, skip_without_namespaces};
 use crate::world::{
     Leftovers, World, assert_code, not_root, skip, skip_without_kernel, with_input,
@@ -26,7 +25,7 @@ pub(crate) fn fake(control: &str) -> World {
     world
 }
 
-fn run(world: &World, args: &[&str]) -> Command {
+pub(crate) fn run(world: &World, args: &[&str]) -> Command {
     let mut command = fcpipe(world);
     command.args(["run", "--vmm", "firecracker"]);
     command.arg(world.bundle(args, &[]));
@@ -379,138 +378,4 @@ fn a_worker_s_configuration_names_the_monitor_and_the_state_directory() {
     assert_code(&output, 125);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("stat_dir"), "{said}");
-}
-
-#[test]
-fn output_that_finds_no_room_is_told_by_whoever_passes_it_on() {
-    if skip_without_kernel() {
-        return;
-    }
-    let world = fake("");
-    let bundle = world.bundle(&["cat"], &[]);
-    let full = || fs::File::create("/dev/full").unwrap();
-    let to_full = |arguments: &[&str], code: i32, words: &str| {
-        let output = fcpipe(&world).args(arguments).stdout(full()).output();
-        let output = output.unwrap();
-        assert_code(&output, code);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains(words), "{arguments:?}: {said}");
-    };
-    let bundle = bundle.to_str().unwrap();
-    let launch = ["run", "--vmm", "firecracker", "-d", "--id", "f1", bundle];
-    let sleeps = ["--set", "process.args=[sleep, \"1000\"]"];
-    to_full(&[&launch[..], &sleeps].concat(), 125, "launch f1 runs");
-    to_full(
-        &["exec", "f1", "--", "echo", "hi"],
-        0,
-        "stdout was cut short",
-    );
-    let launch = ["run", "--vmm", "firecracker", "-d", "--id", "f2", bundle];
-    let output = fcpipe(&world)
-        .args(launch)
-        .args(["--set", "process.args=[echo, logged]"])
-        .output();
-    assert_code(&output.unwrap(), 0);
-    assert_code(&fcpipe(&world).args(["wait", "f2"]).output().unwrap(), 0);
-    to_full(&["logs", "f2"], 1, "stdout: No space left");
-    for id in ["f1", "f2"] {
-        let output = fcpipe(&world).args(["delete", "-f", id]).output();
-        assert_code(&output.unwrap(), 0);
-    }
-    Leftovers::of(&world).assert_none();
-}
-
-/// While another command takes away what a dead supervisor left, the launch's lock is held and its state is old.
-#[test]
-fn row_50_a_launch_that_is_being_cleaned_up_counts_as_stopped_and_not_as_what_it_was() {
-    if skip_without_kernel() {
-        return;
-    }
-    let world = fake("");
-    let bundle = world.bundle(&["cat"], &[]);
-    for (command, words) in [
-        (["start", "c1"].as_slice(), "in the stopped state"),
-        (&["exec", "c1", "true"], "in a stopped container"),
-        (&["kill", "c1"], "not running"),
-        (&["wait", "c1"], "its supervisor was killed"),
-    ] {
-        let create = ["create", "c1", "--log", "--vmm", "firecracker", "--bundle"];
-        let output = fcpipe(&world).args(create).arg(&bundle).output().unwrap();
-        assert_code(&output, 0);
-        let state = fs::read(world.path("state/c1/state.json")).unwrap();
-        let state: Value = serde_json::from_slice(&state).unwrap();
-        let supervisor = state["supervisor"].to_string();
-        let killed = Command::new("kill").args(["-9", &supervisor]).status();
-        assert!(killed.unwrap().success());
-        let lock = fs::File::open(world.path("state/c1/lock")).unwrap();
-        lock.lock().unwrap();
-        // Its socket may outlive its lock by a moment, in which it takes a connection to nobody.
-        let socket = world.path("state/c1/control");
-        until(|| std::os::unix::net::UnixStream::connect(&socket).is_err());
-        let mut asked = fcpipe(&world);
-        asked
-            .args(command)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let asked = asked.spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        drop(lock);
-        let output = asked.wait_with_output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            !output.status.success() && said.contains(words),
-            "{command:?}: {said}"
-        );
-        let output = fcpipe(&world).args(["delete", "-f", "c1"]).output();
-        assert_code(&output.unwrap(), 0);
-    }
-}
-
-#[test]
-fn row_31_a_limit_on_the_size_of_files_is_an_error_and_kills_nobody() {
-    if skip_without_kernel() {
-        return;
-    }
-    let world = fake("");
-    let bundle = world.bundle(&["true"], &[]);
-    let limited = fcpipe(&world);
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -f 8 && exec \"$0\" \"$@\""]);
-    command.arg(limited.get_program());
-    command.args(["run", "--vmm", "firecracker"]).arg(&bundle);
-    for (name, value) in limited.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let output = command.output().unwrap();
-    assert_code(&output, 125);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("File too large"), "{said}");
-    Leftovers::of(&world).assert_none();
-}
-
-/// The supervisor writes them, and its standard streams are not the caller's.
-#[test]
-fn the_timings_of_a_launch_go_to_a_file_and_to_nothing_else() {
-    if skip_without_kernel() {
-        return;
-    }
-    let world = fake("");
-    let output = run(&world, &["true"])
-        .args(["--timings", "/proc/self/fd/1"])
-        .output();
-    let output = output.unwrap();
-    assert_code(&output, 125);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("--timings needs a file"), "{said}");
-    let timings = world.path("timings.json");
-    let output = run(&world, &["true"])
-        .arg("--timings")
-        .arg(&timings)
-        .output();
-    assert_code(&output.unwrap(), 0);
-    let receipt: Value = serde_json::from_slice(&fs::read(timings).unwrap()).unwrap();
-    assert_eq!(receipt["schema"], "fcpipe.receipt/1");
 }

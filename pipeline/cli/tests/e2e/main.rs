@@ -26,4 +26,5 @@ mod settings;
 mod spec;
 mod streams;
 mod terminal;
+mod told;
 mod world;

@@ -13,7 +13,10 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::world::{Leftovers, World, assert_code, skip_without_machine};
+use crate::firecracker;
+use crate::world::{
+    Leftovers, World, assert_code, ended, skip_without_kernel, skip_without_machine,
+};
 
 /// A terminal, and what was seen on it.
 struct Screen {
@@ -259,4 +262,33 @@ fn qemu_exec_with_a_terminal_and_one_sent_to_a_console_socket() {
         &world.with_kernel().args(["delete", "c1"]).output().unwrap(),
         0,
     );
+}
+
+/// A shell at such a terminal waits for ever, and says nothing of that itself. The machine is the fake one.
+#[test]
+fn a_terminal_at_which_nobody_types_is_told_to_who_sits_at_one() {
+    if skip_without_kernel() {
+        return;
+    }
+    const NOTE: &str = "at which nobody types";
+    let world = firecracker::fake("");
+    let run = |arguments: &[&str]| {
+        let mut command = firecracker::run(&world, &["echo", "over"]);
+        command.args(["--set", "process.terminal=true"]);
+        command.args(arguments);
+        command
+    };
+    for (arguments, told) in [(&[][..], true), (&["-i"], false), (&["-t"], false)] {
+        let screen = Screen::new();
+        assert!(ended(&mut screen.spawn(&mut run(arguments))).success());
+        // Whatever is said before.
+        screen.wait_for("over");
+        let seen = screen.seen.lock().unwrap();
+        assert_eq!(seen.contains(NOTE), told, "{arguments:?}: {seen}");
+    }
+    // In a script, it is what was asked for.
+    let output = run(&[]).output().unwrap();
+    assert_code(&output, 0);
+    assert!(!output.stderr.escape_ascii().to_string().contains(NOTE));
+    Leftovers::of(&world).assert_none();
 }
