@@ -20,6 +20,9 @@ use crate::value::{Identity, Output};
 pub struct Manifest {
     /// One line per input.
     pub lines: Vec<(String, String)>,
+    /// Line → the id of the node whose output it is. Not kept: only the graph at hand has that node's own changes.
+    #[serde(skip)]
+    of: BTreeMap<usize, String>,
 }
 
 /// One input that is not what it was.
@@ -31,32 +34,39 @@ pub struct Change {
     pub was: Option<String>,
     /// What it is; `None` for one that is gone.
     pub is: Option<String>,
+    /// The id of the node whose output it is: what its digests stand for is told by that node's own changes.
+    pub of: Option<String>,
 }
 
 impl Manifest {
     /// What differs from `earlier`, label by label (the n-th use of a label is compared with the n-th).
     pub fn changes_since(&self, earlier: &Self) -> Vec<Change> {
-        fn numbered(lines: &[(String, String)]) -> BTreeMap<(&str, usize), &str> {
+        type Numbered<'a> = BTreeMap<(&'a str, usize), (usize, &'a str)>;
+        fn numbered(lines: &[(String, String)]) -> Numbered<'_> {
             let mut uses = BTreeMap::new();
             lines
                 .iter()
-                .map(|(label, value)| {
+                .enumerate()
+                .map(|(line, (label, value))| {
                     let use_no = uses.entry(label.as_str()).or_insert(0);
                     *use_no += 1;
-                    ((label.as_str(), *use_no), value.as_str())
+                    ((label.as_str(), *use_no), (line, value.as_str()))
                 })
                 .collect()
         }
         let (now, then) = (numbered(&self.lines), numbered(&earlier.lines));
         let labels: BTreeSet<_> = now.keys().chain(then.keys()).collect();
+        let value = |found: Option<&(usize, &str)>| found.map(|(_, value)| (*value).to_owned());
         labels
             .into_iter()
-            .filter(|label| now.get(label) != then.get(label))
-            .map(|label| Change {
-                label: label.0.to_owned(),
-                was: then.get(label).map(|v| (*v).to_owned()),
-                is: now.get(label).map(|v| (*v).to_owned()),
+            .map(|label| (label.0, then.get(label), now.get(label)))
+            .map(|(label, was, is)| Change {
+                label: label.to_owned(),
+                was: value(was),
+                is: value(is),
+                of: is.and_then(|(line, _)| self.of.get(line).cloned()),
             })
+            .filter(|change| change.was != change.is)
             .collect()
     }
 }
@@ -348,7 +358,7 @@ impl<'a> KeyWriter<'a> {
         self.depend(node.id());
         if self.known.is_some() {
             match self.identity(node.id()) {
-                Some(identity) => self.field(label, &identity.digest),
+                Some(identity) => self.output_of(label, node.id(), &identity.digest),
                 None => self.lacking(label, node.id(), "an identity"),
             }
         }
@@ -370,7 +380,7 @@ impl<'a> KeyWriter<'a> {
                 .identity(node.id())
                 .and_then(|identity| identity.facet(facet))
             {
-                Some(digest) => self.field(label, &digest),
+                Some(digest) => self.output_of(label, node.id(), &digest),
                 None => self.lacking(label, node.id(), &format!("a facet {facet:?}")),
             }
         }
@@ -405,6 +415,12 @@ impl<'a> KeyWriter<'a> {
 
     fn identity(&self, id: NodeId) -> Option<Identity> {
         self.known?.get(&id)?.clone()
+    }
+
+    fn output_of(&mut self, label: &str, id: NodeId, digest: &Digest) {
+        let line = self.manifest.lines.len();
+        self.manifest.of.insert(line, (self.names)(id));
+        self.field(label, digest);
     }
 
     fn lacking(&mut self, label: &str, id: NodeId, what: &str) {
@@ -513,21 +529,23 @@ mod tests {
                 .iter()
                 .map(|(l, v)| ((*l).to_owned(), (*v).to_owned()))
                 .collect(),
+            // The third line is a node's output.
+            of: BTreeMap::from([(2, "scan".to_owned())]),
         };
         let was = manifest(&[("same", "1"), ("size", "2"), ("tree", "a"), ("tree", "b")]);
         let now = manifest(&[("same", "1"), ("tree", "a"), ("tree", "c"), ("new", "d")]);
         let changes: Vec<_> = now
             .changes_since(&was)
             .into_iter()
-            .map(|c| (c.label, c.was, c.is))
+            .map(|c| (c.label, c.was, c.is, c.of))
             .collect();
         let s = |t: &str| Some(t.to_owned());
         assert_eq!(
             changes,
             [
-                ("new".to_owned(), None, s("d")),
-                ("size".to_owned(), s("2"), None),
-                ("tree".to_owned(), s("b"), s("c")),
+                ("new".to_owned(), None, s("d"), None),
+                ("size".to_owned(), s("2"), None, None),
+                ("tree".to_owned(), s("b"), s("c"), s("scan")),
             ]
         );
     }

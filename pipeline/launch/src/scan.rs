@@ -7,7 +7,7 @@ use fcpipe_engine::{
     Amount, CacheMode, Cx, Failure, FailureKind, Identity, KeyWriter, Output, Probe,
 };
 use fcpipe_spec::{Bind, Content, LaunchSpec, MountKind, Trust};
-use fcpipe_tree::{IndexDir, Looked, Scan, ScanError, ScanOptions};
+use fcpipe_tree::{IndexDir, Looked, Scan, ScanError, ScanOptions, SeenFile};
 
 use crate::keys::ContentValue;
 use crate::words;
@@ -135,6 +135,9 @@ impl Probe for ScanSource {
                 for change in looked.changes().unwrap_or_default().iter().take(NOTICES) {
                     cx.notice(words::notice(&self.destination, change));
                 }
+                if let Some(file) = looked.file() {
+                    self.compare(cx, file);
+                }
                 Ok(self.scanned(Some(looked)))
             }
             Err(ScanError::Missing { path }) if self.missing == Missing::Empty => {
@@ -156,6 +159,21 @@ impl Probe for ScanSource {
 }
 
 impl ScanSource {
+    /// Tells what about a file is not as the last launch of this spec saw it. No index does: it is of a directory.
+    fn compare(&self, cx: &Cx, file: SeenFile) {
+        let name = format!("file {:?}", self.destination);
+        let before: Option<Vec<u8>> = cx.hint(&name);
+        let is = file.to_bytes();
+        if before.as_ref() == Some(&is) {
+            return;
+        }
+        let before = before.and_then(|bytes| SeenFile::from_bytes(&bytes));
+        if let Some(change) = before.and_then(|before| file.change_since(&before)) {
+            cx.notice(words::notice(&self.destination, &change));
+        }
+        cx.leave_hint(&name, &is);
+    }
+
     fn scanned(&self, looked: Option<Looked>) -> Scanned {
         Scanned {
             source: self.source.clone(),

@@ -17,6 +17,7 @@ pub(crate) fn notice(destination: &Path, change: &ScanChange) -> Change {
         label: label.clone(),
         was: was.map(str::to_owned),
         is: is.map(str::to_owned),
+        of: None,
     };
     match &change.what {
         Difference::New => said(None, Some("a name that was not there")),
@@ -33,6 +34,7 @@ pub(crate) fn notice(destination: &Path, change: &ScanChange) -> Change {
                 label: format!("{label}: {}", fields.join(", ")),
                 was: None,
                 is: None,
+                of: None,
             }
         }
     }

@@ -29,7 +29,7 @@ mod sys;
 
 pub use compose::{ComposeError, ComposeWarning, Composed, Layer, Origin, compose, gather};
 pub use index::{FieldChange, FieldValue, IndexDir};
-pub use look::{Looked, look};
+pub use look::{Looked, SeenFile, look};
 pub use model::*;
 pub use opener::{OpenError, Opener, SourceFile};
 pub use scan::{

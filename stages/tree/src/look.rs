@@ -5,10 +5,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use fcpipe_spec::Content;
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use crate::index::{Encoder, Index, IndexDir};
+use crate::index::{Encoder, Index, IndexDir, Seen};
 use crate::model::Timestamp;
-use crate::scan::{Found, Manner, Scan, ScanChange, ScanError, ScanOptions, ScanWarning, Trust};
+use crate::scan::{
+    Difference, Found, Manner, Scan, ScanChange, ScanError, ScanOptions, ScanWarning, Trust,
+};
 use crate::sys;
 
 /// What a source is now: the digests of its [`Scan`] at once, and the Scan itself for whoever asks.
@@ -20,11 +23,36 @@ pub struct Looked {
     bytes: u64,
     warnings: Vec<ScanWarning>,
     changes: Option<Vec<ScanChange>>,
+    file: Option<SeenFile>,
     scan: OnceLock<Arc<Scan>>,
     /// Where the Scan comes from if it was not made yet.
     index: Option<Remembered>,
     /// Writes the next index.
     writing: Option<JoinHandle<()>>,
+}
+
+/// What statx said of a source that is a file. It has no index: whoever keeps this can tell at the next look what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenFile(Seen);
+
+impl SeenFile {
+    pub fn to_bytes(self) -> Vec<u8> {
+        self.0.as_bytes().to_vec()
+    }
+
+    /// `None`: another version wrote it, or nobody did.
+    pub fn from_bytes(bytes: &[u8]) -> Option<SeenFile> {
+        Seen::read_from_bytes(bytes).ok().map(SeenFile)
+    }
+
+    /// What is not as it was, if anything.
+    pub fn change_since(&self, was: &SeenFile) -> Option<ScanChange> {
+        let fields = was.0.differences(&self.0);
+        (!fields.is_empty()).then(|| ScanChange {
+            path: PathBuf::new(),
+            what: Difference::Changed(fields),
+        })
+    }
 }
 
 /// An index in which everything is as it was found, and what was asked.
@@ -64,6 +92,7 @@ pub fn look(
             bytes: index.bytes(),
             warnings: index.warnings.clone(),
             changes: Some(Vec::new()),
+            file: None,
             scan: OnceLock::new(),
             index: Some(Remembered {
                 index,
@@ -102,6 +131,7 @@ impl From<Scan> for Looked {
             bytes: scan.bytes,
             warnings: scan.warnings.clone(),
             changes: None,
+            file: scan.seen.map(SeenFile),
             scan: OnceLock::from(Arc::new(scan)),
             index: None,
             writing: None,
@@ -148,6 +178,11 @@ impl Looked {
 
     pub fn warnings(&self) -> &[ScanWarning] {
         &self.warnings
+    }
+
+    /// A source that is a file, as it was seen now.
+    pub fn file(&self) -> Option<SeenFile> {
+        self.file
     }
 
     /// What is not as the index had it, sorted by path, the first of many; `None` without an index.

@@ -30,7 +30,7 @@ use rustix::io::Errno;
 use crate::model::{Kind, NodeId, Timestamp, Tree, TreeBuilder};
 use crate::sys::{self, Entrance};
 
-use crate::index::{Encoder, FieldChange, Index};
+use crate::index::{Encoder, FieldChange, Index, Seen};
 pub use fcpipe_spec::Trust;
 pub(crate) use trust::{Fields, Manner};
 
@@ -100,6 +100,8 @@ pub struct Scan {
     pub(crate) unsettled: Option<[u8; 16]>,
     /// What of the stamps counts.
     pub(crate) fields: Fields,
+    /// A source that is a file, as statx has it: there is no index of it.
+    pub(crate) seen: Option<Seen>,
     /// By node, the hash of each regular file; empty where contents are not read.
     pub(crate) contents: Vec<[u8; 32]>,
     /// Of the words in which the user declared what the source is; it stands for all stamps.
@@ -124,6 +126,7 @@ impl Scan {
             started: Timestamp::default(),
             unsettled: None,
             fields: Fields::Full,
+            seen: None,
             contents: Vec::new(),
             declared: None,
             cross_mounts: false,

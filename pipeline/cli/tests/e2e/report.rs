@@ -1,6 +1,7 @@
 //! `plan`, `explain` and `report`: what a launch would do, why, and what past ones spent their time on.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Output;
 
@@ -12,9 +13,12 @@ fn bundle_with_code(world: &World) -> std::path::PathBuf {
     let code = world.path("code");
     fs::create_dir_all(&code).unwrap();
     fs::write(code.join("app.py"), "one").unwrap();
-    let mount =
-        json!({"destination": "/mnt/code", "type": "bind", "source": code, "options": ["bind"]});
-    world.bundle(&["true"], &[mount])
+    let motd = world.path("motd");
+    fs::write(&motd, "hello").unwrap();
+    fs::set_permissions(&motd, fs::Permissions::from_mode(0o644)).unwrap();
+    let bind = |to: &str, source: &Path| json!({"destination": to, "type": "bind", "source": source, "options": ["bind"]});
+    let mounts = [bind("/mnt/code", &code), bind("/etc/motd", &motd)];
+    world.bundle(&["true"], &mounts)
 }
 
 /// Stage → what a launch would do with it.
@@ -76,6 +80,7 @@ fn qemu_a_plan_makes_nothing_and_a_changed_file_is_named() {
     }
 
     fs::write(world.path("code/app.py"), "four").unwrap();
+    fs::set_permissions(world.path("motd"), fs::Permissions::from_mode(0o600)).unwrap();
     let changed = plan(&world, &bundle);
     assert_eq!(would(&changed, "scan:/"), "hit");
     assert_eq!(would(&changed, "scan:/mnt/code"), "changed");
@@ -89,7 +94,15 @@ fn qemu_a_plan_makes_nothing_and_a_changed_file_is_named() {
         .unwrap();
     assert_code(&output, 0);
     let said = stdout(&output);
-    assert!(said.contains("/mnt/code/app.py: size 3 → 4"), "{said}");
+    let line = |words: &str| {
+        assert!(
+            said.lines().any(|line| line.starts_with(words)),
+            "{words}: {said}"
+        )
+    };
+    line("scan:/mnt/code: /mnt/code/app.py: size 3 → 4");
+    line("scan:/etc/motd: /etc/motd: mode 0644 → 0600");
+    line("group: tree of /etc/motd: /etc/motd: mode 0644 → 0600");
 }
 
 #[test]

@@ -538,6 +538,7 @@ impl Assembly<'_> {
             started: self.request.started,
             unsettled: unsettled(self.settled),
             fields: self.request.manner.fields,
+            seen: None,
             contents: self.contents,
             declared: declared(self.request),
             cross_mounts: self.request.options.cross_mounts,

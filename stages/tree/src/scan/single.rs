@@ -96,6 +96,7 @@ pub(super) fn file(
         started: request.started,
         unsettled: unsettled(settled),
         fields: request.manner.fields,
+        seen: Some(seen),
         contents,
         declared: declared(request),
         cross_mounts: request.options.cross_mounts,
