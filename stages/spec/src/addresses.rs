@@ -15,7 +15,7 @@ use crate::values::{Text, from_text};
 const PREFIX_MAX: usize = 10;
 
 /// Resolvers and domains beyond these are not asked by anybody.
-const LIST_MAX: usize = 64;
+pub(crate) const LIST_MAX: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ip(pub(crate) IpAddr);

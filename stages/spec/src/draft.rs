@@ -20,7 +20,7 @@ use crate::text::{Doc, FieldPath};
 use crate::values::{IdMaps, ImagePath, Named, Owner, Text};
 
 /// Longest name the kernel takes (sethostname(2)), bytes.
-const HOST_NAME_MAX: usize = 64;
+pub(crate) const HOST_NAME_MAX: usize = 64;
 
 const MAX_WARNINGS: usize = 100;
 

@@ -10,15 +10,18 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer};
 
 use crate::addresses::{Domain, Ip, Listed, Net, Pool, TapPrefix};
+use crate::confine::RLIMITS;
+use crate::draft::HOST_NAME_MAX;
 use crate::model::{
     Antispoof, Backing, CpuTemplate, Group, HugePages, NetworkMode, Policy, Trust, Writes,
 };
+use crate::schema;
 use crate::values::{ByteSize, HostPath, IdMaps, Named, Owner, Text};
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 // What a `--set` may leave out and a file may not.
-#[schemars(extend("anyOf" = [{"required": ["bundle"]}, {"required": ["rootfs"]}]))]
+#[schemars(extend("anyOf" = schema::roots()))]
 pub(crate) struct LaunchFile {
     /// Of this format: 1.
     #[schemars(extend("enum" = [1, null]))]
@@ -27,7 +30,9 @@ pub(crate) struct LaunchFile {
     pub(crate) rootfs: Option<Rootfs>,
     pub(crate) process: Option<Process>,
     pub(crate) mounts: Option<Vec<Mount>>,
+    #[schemars(extend("maxLength" = HOST_NAME_MAX))]
     pub(crate) hostname: Option<Text>,
+    #[schemars(extend("maxLength" = HOST_NAME_MAX))]
     pub(crate) domainname: Option<Text>,
     pub(crate) machine: Option<Machine>,
     pub(crate) disk: Option<Disk>,
@@ -67,8 +72,12 @@ pub(crate) struct ProcessFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
 pub(crate) struct Process {
+    #[schemars(extend("minItems" = 1))]
     pub(crate) args: Option<Vec<Text>>,
+    /// NAME=value
+    #[schemars(extend("items" = schema::text("^[^\\u0000=]+=[^\\u0000]*$")))]
     pub(crate) env: Option<Vec<Text>>,
+    #[schemars(extend("pattern" = "^/[^\\u0000]*$"))]
     pub(crate) cwd: Option<Text>,
     pub(crate) user: Option<User>,
     pub(crate) terminal: Option<bool>,
@@ -76,25 +85,26 @@ pub(crate) struct Process {
     pub(crate) console_size: Option<ConsoleSize>,
     pub(crate) capabilities: Option<Capabilities>,
     pub(crate) rlimits: Option<Vec<Rlimit>>,
+    #[schemars(range(min = -1000, max = 1000))]
     pub(crate) oom_score_adj: Option<i64>,
     // What the guest does not have: said, and ignored.
-    #[schemars(skip)]
     pub(crate) apparmor_profile: Option<Text>,
-    #[schemars(skip)]
     pub(crate) selinux_label: Option<Text>,
-    #[schemars(skip)]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub(crate) scheduler: Option<IgnoredAny>,
-    #[schemars(skip)]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub(crate) io_priority: Option<IgnoredAny>,
     #[serde(rename = "execCPUAffinity")]
-    #[schemars(skip)]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub(crate) exec_cpu_affinity: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 pub(crate) struct ConsoleSize {
+    #[schemars(range(max = 65_535))]
     pub(crate) height: Option<u64>,
+    #[schemars(range(max = 65_535))]
     pub(crate) width: Option<u64>,
 }
 
@@ -110,8 +120,10 @@ pub(crate) struct Capabilities {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
+#[schemars(extend("required" = ["type", "soft", "hard"]))]
 pub(crate) struct Rlimit {
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = RLIMITS))]
     pub(crate) kind: Option<Text>,
     pub(crate) soft: Option<u64>,
     pub(crate) hard: Option<u64>,
@@ -122,23 +134,28 @@ pub(crate) struct Rlimit {
 pub(crate) struct User {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
+    /// 0022 is 18: JSON has decimal numbers only.
+    #[schemars(range(max = 0o777))]
     pub(crate) umask: Option<u32>,
     pub(crate) additional_gids: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
-#[schemars(extend("required" = ["destination"]))]
+#[schemars(extend("required" = ["destination"], "if" = schema::bind(), "then" = schema::of_bind(), "else" = schema::of_guest()))]
 pub(crate) struct Mount {
     pub(crate) source: Option<Text>,
+    #[schemars(extend("pattern" = schema::DESTINATION))]
     pub(crate) destination: Option<Text>,
     #[serde(rename = "type")]
     pub(crate) fstype: Option<Text>,
+    #[schemars(extend("items" = schema::option()))]
     pub(crate) options: Option<Vec<Text>>,
     pub(crate) readonly: Option<bool>,
     pub(crate) recursive: Option<bool>,
     pub(crate) policy: Option<Named<Policy>>,
     pub(crate) immutable: Option<bool>,
+    #[schemars(extend("pattern" = schema::DECLARED))]
     pub(crate) digest: Option<Text>,
     pub(crate) trust: Option<Named<Trust>>,
     pub(crate) exclude: Option<Vec<Text>>,

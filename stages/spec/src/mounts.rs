@@ -22,6 +22,18 @@ const OWN_OPTIONS: &[&str] = &[
     "idmap",
 ];
 
+/// Fields that only a bind mount has.
+pub(crate) const OF_BIND: [&str; 8] = [
+    "policy",
+    "immutable",
+    "digest",
+    "trust",
+    "exclude",
+    "owner",
+    "idmap",
+    "recursive",
+];
+
 /// Flags of mount(8) that mean something on a bind mount of what is in the image; each also undoes the
 /// other of its pair. Access-time flags form one group.
 const FLAGS: &[(&str, &str)] = &[
@@ -231,16 +243,17 @@ pub(crate) fn read(
     if !bind {
         let no_bind =
             |field: FieldPath| doc.invalid(&field, "means something on a bind mount only");
-        for (name, there) in [
-            ("policy", mount.policy.is_some()),
-            ("immutable", mount.immutable.is_some()),
-            ("digest", mount.digest.is_some()),
-            ("trust", mount.trust.is_some()),
-            ("exclude", mount.exclude.is_some()),
-            ("owner", mount.owner.is_some()),
-            ("idmap", mount.idmap.is_some()),
-            ("recursive", mount.recursive.is_some()),
-        ] {
+        let there = [
+            mount.policy.is_some(),
+            mount.immutable.is_some(),
+            mount.digest.is_some(),
+            mount.trust.is_some(),
+            mount.exclude.is_some(),
+            mount.owner.is_some(),
+            mount.idmap.is_some(),
+            mount.recursive.is_some(),
+        ];
+        for (name, there) in OF_BIND.into_iter().zip(there) {
             if there {
                 return Err(no_bind(path.key(name)));
             }
