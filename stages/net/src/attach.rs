@@ -195,7 +195,7 @@ pub fn make(namespace: &Namespace, attachment: &Attachment) -> Result<Attached, 
         taps.push(index);
         let unfinished = unfinished.as_ref().map(OwnedFd::as_fd);
         links::without_ipv6(&mut netlink, index, &wire.tap)?;
-        let joined = netlink.batch(attachment.join(wire, index, unfinished)?);
+        let joined = netlink.all(attachment.join(wire, index, unfinished)?);
         joined.map_err(|error| attachment.too_late(wire, error))?;
         // Until now it would have gone with this process: there is never a TAP of ours for long that does not say so.
         let what = format!("{}: keeping the TAP", wire.tap);
@@ -275,7 +275,7 @@ impl Attachment {
             .alias(&self.mark.alias())
             // Frames do not pass by the TAP's own stack: its MTU stops none.
             .mtu(wire.uplink.mtu.min(TAP_MTU_MAX));
-        let mut batch = vec![marked.request(), tc::need_qdisc(tap, &Kind::Clsact, name)];
+        let mut requests = vec![marked.request(), tc::need_qdisc(tap, &Kind::Clsact, name)];
         let passed = match self.mode {
             Mode::Redirect => Then::Redirect {
                 to: wire.uplink.index,
@@ -285,24 +285,24 @@ impl Attachment {
         };
         let end = End::Ingress;
         if let Some(program) = unfinished {
-            batch.push(tc::add_loaded(tap, end, 1, program, UNFINISHED, name));
+            requests.push(tc::add_loaded(tap, end, 1, program, UNFINISHED, name));
         }
-        batch.push(tc::add_filter(tap, end, 2, &guard, &passed, name));
-        batch.push(tc::drop_the_rest(tap, end, 3, name));
+        requests.push(tc::add_filter(tap, end, 2, &guard, &passed, name));
+        requests.push(tc::drop_the_rest(tap, end, 3, name));
         match self.mode {
             Mode::Redirect => {
-                batch.push(Change::of(tap, format!("{name}: up")).up().request());
+                requests.push(Change::of(tap, format!("{name}: up")).up().request());
                 let (index, of) = (wire.uplink.index, wire.uplink.name.as_str());
                 if !wire.qdisc_stays {
-                    batch.push(tc::need_qdisc(index, &Kind::Ingress, of));
+                    requests.push(tc::need_qdisc(index, &Kind::Ingress, of));
                 }
                 let then = Then::Redirect { to: tap, cookie };
                 let program = is_no_dhcp();
-                batch.push(tc::add_filter(index, End::Ingress, 1, &program, &then, of));
+                requests.push(tc::add_filter(index, End::Ingress, 1, &program, &then, of));
             }
             Mode::Bridge { .. } => {
                 let program = is_no_dhcp();
-                batch.push(tc::add_filter(
+                requests.push(tc::add_filter(
                     tap,
                     End::Egress,
                     1,
@@ -310,11 +310,11 @@ impl Attachment {
                     &Then::Pass,
                     name,
                 ));
-                batch.push(tc::drop_the_rest(tap, End::Egress, 2, name));
-                batch.push(Change::of(tap, format!("{name}: up")).up().request());
+                requests.push(tc::drop_the_rest(tap, End::Egress, 2, name));
+                requests.push(Change::of(tap, format!("{name}: up")).up().request());
             }
         }
-        Ok(batch)
+        Ok(requests)
     }
 
     /// Sees to it that no name and no interface is somebody's; what a dead launch of ours left is taken away.

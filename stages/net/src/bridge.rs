@@ -51,10 +51,9 @@ pub(crate) fn make(
             .with(member_of(index))
             .request()
     };
-    // Before anything else: the kernel goes on with a batch in which something fails.
     netlink.one(named.request())?;
     links::without_ipv6(netlink, index, "the bridge")?;
-    netlink.batch(vec![
+    netlink.all([
         Change::of(index, "the bridge: up").no_arp().up().request(),
         port(tap, &wire.tap),
         port(wire.uplink.index, &wire.uplink.name),

@@ -34,6 +34,7 @@ mod look;
 mod mark;
 mod namespace;
 mod netlink;
+mod nft;
 mod own;
 mod serve;
 mod sys;

@@ -1,4 +1,4 @@
-//! rtnetlink without an event loop: a request or a batch goes out in one system call, and the answers are read.
+//! rtnetlink without an event loop: a request goes out, and its answer is read.
 //!
 //! A socket belongs to the namespace that it was opened in, whichever thread uses it.
 
@@ -85,48 +85,20 @@ impl Netlink {
         })
     }
 
-    /// Sends all of `requests` at once. The kernel does them in order and goes on after one that fails; the first failure is the error.
-    pub(crate) fn batch(&mut self, requests: Vec<Request>) -> Result<(), NetError> {
-        if requests.is_empty() {
-            return Ok(());
-        }
-        let first = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::new();
-        let mut whats = Vec::with_capacity(requests.len());
-        for request in requests {
-            self.write(request.message, request.flags | NLM_F_ACK, &mut bytes);
-            whats.push(request.what);
-        }
-        let failed = |number: usize, source| NetError::Kernel {
-            what: whats[number].clone(),
-            source,
-        };
-        self.send(&bytes).map_err(|e| failed(0, e))?;
-        let mut answered = vec![false; whats.len()];
-        let mut failure = None;
-        while !answered.iter().all(|answered| *answered) {
-            self.receive(|header, payload| {
-                let number = header.sequence_number().wrapping_sub(first) as usize;
-                if let (NetlinkPayload::Error(error), Some(slot)) =
-                    (payload?, answered.get_mut(number))
-                {
-                    *slot = true;
-                    if error.code.is_some() && failure.is_none() {
-                        failure = Some((number, error.to_io()));
-                    }
-                }
-                Ok(())
-            })
-            .map_err(|e| failed(0, e))?;
-        }
-        match failure {
-            None => Ok(()),
-            Some((number, source)) => Err(failed(number, source)),
-        }
+    /// Does `requests` in their order, and nothing after one that failed: what comes later may be safe only with what came before. (Sent as
+    /// one, the kernel would go on.)
+    pub(crate) fn all(
+        &mut self,
+        requests: impl IntoIterator<Item = Request>,
+    ) -> Result<(), NetError> {
+        let mut requests = requests.into_iter();
+        requests.try_for_each(|request| self.one(request))
     }
 
     pub(crate) fn one(&mut self, request: Request) -> Result<(), NetError> {
-        self.batch(vec![request])
+        let flags = request.flags | NLM_F_ACK;
+        self.ask(request.message, flags, Unreadable::Fails, &request.what)
+            .map(drop)
     }
 
     /// Everything of a kind.
@@ -267,5 +239,35 @@ impl Netlink {
             result = result.and(each(&header, message));
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::InfoKind;
+
+    use super::*;
+    use crate::links::{self, Change};
+    use crate::namespace::Namespace;
+
+    #[test]
+    fn needs_root_what_comes_after_a_failure_is_not_done() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: not root");
+            return;
+        }
+        let namespace = Namespace::new("/proc/self/fd".as_ref()).unwrap();
+        let mut netlink = namespace.inside(Netlink::open).unwrap();
+        let bridge = |name: &str| {
+            let made = Change::of(0, format!("making {name}"));
+            made.kind(InfoKind::Bridge).name(name).create()
+        };
+        let failed = netlink.all([bridge("one"), bridge("one"), bridge("two")]);
+        let failed = failed.unwrap_err();
+        let exists = matches!(&failed, NetError::Kernel { what, source }
+            if what == "making one" && source.raw_os_error() == Some(libc::EEXIST));
+        assert!(exists, "{failed}");
+        let mut there = |name| links::by_name(&mut netlink, name).unwrap().is_some();
+        assert_eq!((there("one"), there("two")), (true, false));
     }
 }

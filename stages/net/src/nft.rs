@@ -117,7 +117,7 @@ mod tests {
         let mine = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         let sleeps = mine.split_whitespace().filter(|pid| {
             std::fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.starts_with(b"sleep\03600"))
+                .is_ok_and(|line| line.starts_with(b"sleep\x003600"))
         });
         assert_eq!(sleeps.count(), 0, "it still runs");
     }

@@ -8,11 +8,10 @@
 //! come free. The bridge is all that launches share: whoever makes or takes away a network holds the books ([`Books`]), or one that ends
 //! could take the bridge from under one that has just found it.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +31,7 @@ use crate::links::{self, Change, Link};
 use crate::mark::Mark;
 use crate::namespace::{Identity, Namespace};
 use crate::netlink::{Netlink, Request};
+use crate::nft;
 
 /// What is going to be made, and all that an undo needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct OwnNetwork {
 
 /// The interface that the guest's name comes from.
 const GUEST_LINK: &str = "eth0";
+
+/// What an error of it is about.
+const NFT: &str = "nft (for network.nat)";
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -141,7 +144,7 @@ pub fn make_own(own: &OwnNetwork) -> Result<Namespace, NetError> {
     let (address, name) = own.take_address(&mut inside, &host)?;
     let port = links::by_name(&mut outside, &name)?.map_or(0, |link| link.index);
     links::without_ipv6(&mut outside, port, &name)?;
-    outside.batch(vec![
+    outside.all([
         Change::of(port, format!("{name}: marking it"))
             .alias(&own.mark.alias())
             .request(),
@@ -151,13 +154,13 @@ pub fn make_own(own: &OwnNetwork) -> Result<Namespace, NetError> {
         Change::of(port, format!("{name}: up")).up().request(),
     ])?;
     let link = links::by_name(&mut inside, GUEST_LINK)?.map_or(0, |link| link.index);
-    inside.batch(vec![
+    inside.all([
         links::add_address(link, IpNet::V4(address), GUEST_LINK),
         Change::of(link, format!("{GUEST_LINK}: up")).up().request(),
         links::add_default_route(link, IpAddr::V4(own.bridge_address()), GUEST_LINK),
     ])?;
     if own.nat {
-        own.nft(&own.nat_rules())?;
+        nft::apply(&own.nat_rules()).map_err(NetError::kernel(NFT))?;
     }
     Ok(namespace)
 }
@@ -182,9 +185,13 @@ pub fn undo_own(own: &OwnNetwork) -> Result<(), NetError> {
     if used || bridge.alias.as_deref() != Some(&own.bridge_alias()) {
         return Ok(());
     }
-    if own.has_table() {
-        own.nft(&format!("delete table ip {}\n", own.table()))?;
-    }
+    let nft = || -> io::Result<()> {
+        if nft::has_table(&own.table())? {
+            nft::apply(&format!("delete table ip {}\n", own.table()))?;
+        }
+        Ok(())
+    };
+    nft().map_err(NetError::kernel(NFT))?;
     netlink.one(links::delete(bridge)).or_else(gone)
 }
 
@@ -251,7 +258,7 @@ impl OwnNetwork {
         }
         let net = Ipv4Net::new(self.bridge_address(), self.pool.prefix_len());
         let net = net.map_err(|e| NetError::Spec(e.to_string()))?;
-        netlink.batch(vec![
+        netlink.all([
             links::add_address(link.index, IpNet::V4(net), &name),
             Change::of(link.index, format!("{name}: up")).up().request(),
         ])?;
@@ -292,38 +299,6 @@ impl OwnNetwork {
         format!(
             "table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n chain post {{\n type nat hook postrouting priority 100;\n ip saddr {pool} oifname != \"{bridge}\" masquerade\n }}\n}}\n"
         )
-    }
-
-    fn has_table(&self) -> bool {
-        let listed = Command::new("nft")
-            .args(["list", "table", "ip", &self.table()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        listed.is_ok_and(|status| status.success())
-    }
-
-    fn nft(&self, rules: &str) -> Result<(), NetError> {
-        let run = || -> io::Result<()> {
-            let mut nft = Command::new("nft")
-                .args(["-f", "-"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()?;
-            if let Some(mut stdin) = nft.stdin.take() {
-                stdin.write_all(rules.as_bytes())?;
-            }
-            let done = nft.wait_with_output()?;
-            if done.status.success() {
-                return Ok(());
-            }
-            let line = done.stderr.split(|&byte| byte == b'\n').next();
-            let line = line.unwrap_or_default().escape_ascii().to_string();
-            Err(io::Error::other(line))
-        };
-        run().map_err(NetError::kernel("nft (for network.nat)"))
     }
 }
 

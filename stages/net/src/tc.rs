@@ -321,7 +321,9 @@ pub(crate) fn remove_redirects(
             format!("{of}: removing a filter"),
         )
     });
-    netlink.batch(requests.collect())?;
+    // All of them, also after one that fails.
+    let removed = requests.map(|request| netlink.one(request));
+    removed.fold(Ok(()), Result::and)?;
     let ingress = Kind::Ingress.name();
     if ours && others.is_empty() && qdisc(netlink, link)?.as_deref() == Some(ingress) {
         netlink.one(remove_qdisc(link, ingress, of))?;
