@@ -312,6 +312,23 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// What a test that fails has started ends with it.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for launch in fs::read_dir(self.path("state")).into_iter().flatten() {
+            let Ok(launch) = launch else { continue };
+            let mut delete = self.fcpipe();
+            let _ = delete
+                .args(["delete", "--force"])
+                .arg(launch.file_name())
+                .output();
+        }
+    }
+}
+
 /// Enough to do to a file system whatever can be done.
 pub(crate) const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
