@@ -111,16 +111,16 @@ impl Agent {
             // A death for want of memory is told before the exit that it caused.
             let killed = || agent.look_for_oom();
             agent.processes.reap(killed, |process, status| {
-                agent.tell(&GuestMessage::Exited { process, status });
+                agent.tell(|| GuestMessage::Exited { process, status });
             });
         })?;
         Ok(())
     }
 
-    /// Tells the host, if there is one. One that has gone learns it no more.
-    fn tell(&self, message: &GuestMessage) {
+    /// Tells the host, if there is one, what `news` says by then. One that has gone learns it no more.
+    fn tell(&self, news: impl FnOnce() -> GuestMessage) {
         if let Session::Served(mux) = &*self.session() {
-            let _ = mux.send(message, "news");
+            let _ = mux.send(&news(), "news");
         }
     }
 
@@ -131,9 +131,11 @@ impl Agent {
         }
     }
 
+    /// Several threads do: they are counted when it is one's turn, so that none tells fewer than another before it.
     fn tell_oom(&self) {
-        let kills = self.oom_kills.get();
-        self.tell(&GuestMessage::Oom { kills });
+        self.tell(|| GuestMessage::Oom {
+            kills: self.oom_kills.get(),
+        });
     }
 
     fn session(&self) -> MutexGuard<'_, Session> {
@@ -393,7 +395,56 @@ fn from_hex(digits: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use fcpipe_proto::frame::{Frame, MAX_CONTROL_FROM_GUEST};
+    use fcpipe_proto::mux::Side;
+
     use super::*;
+
+    /// A host takes fewer deaths than before for a lie, and hangs up.
+    #[test]
+    fn row_62_deaths_for_want_of_memory_are_told_in_their_order_whoever_tells() {
+        const THREADS: usize = 4;
+        // All of it fits into what may wait to be sent.
+        const EACH: usize = 1000;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let agent = Agent::new(Settings {
+            boot_id: String::new(),
+            program: PathBuf::new(),
+            base: PathBuf::new(),
+            disk: Box::new(|_| None),
+            cgroup: None,
+        });
+        let mux = Mux::new(&ours, Side::Guest, MAX_CONTROL_FROM_GUEST).unwrap();
+        *agent.session() = Session::Served(Arc::clone(&mux));
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..EACH {
+                        agent.oom_kills.add(1);
+                        agent.tell_oom();
+                    }
+                });
+            }
+            let mut most = 0;
+            for _ in 0..THREADS * EACH {
+                let Ok(Some(Frame::Control(json))) =
+                    Frame::read(&mut theirs, MAX_CONTROL_FROM_GUEST)
+                else {
+                    panic!("nothing more is told");
+                };
+                let told = fcpipe_proto::message::parse(&json).unwrap();
+                let GuestMessage::Oom { kills } = told else {
+                    panic!("{told:?}");
+                };
+                assert!(kills >= most, "{kills} after {most}");
+                most = kills;
+            }
+            assert_eq!(most, (THREADS * EACH) as u64);
+        });
+        mux.end(ProtoError::Ended);
+    }
 
     #[test]
     fn hexadecimal_digits_are_read() {

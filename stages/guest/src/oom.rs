@@ -27,6 +27,11 @@ impl Kills {
         self.0.load(Ordering::SeqCst)
     }
 
+    #[cfg(test)]
+    pub(crate) fn add(&self, kills: u64) {
+        self.0.fetch_add(kills, Ordering::SeqCst);
+    }
+
     /// Looks again: whether there are more.
     pub(crate) fn grown(&self, cgroup: &Cgroup) -> bool {
         let now = cgroup.named(EVENTS, "oom_kill").unwrap_or(0);
