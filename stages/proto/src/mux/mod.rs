@@ -303,3 +303,24 @@ impl Mux {
         self.outbox.data(Frame::Eof(id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::frame::MAX_CONTROL_FROM_GUEST;
+    use crate::message::GuestMessage;
+
+    #[test]
+    fn row_47_a_peer_that_asks_and_never_reads_is_cut_off_before_much_waits_for_it() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mux = Mux::new(&ours, Side::Guest, MAX_CONTROL_FROM_GUEST).unwrap();
+        let answer = || mux.send(&GuestMessage::Pong, "an answer").err();
+        // Far more than a socket takes, and what may wait beside.
+        let error = (0..100_000).find_map(|_| answer());
+        let ended = ProtoError::broken("it does not read what it is sent");
+        assert_eq!(error, Some(ended.clone()));
+        assert_eq!(mux.error(), Some(ended));
+    }
+}
