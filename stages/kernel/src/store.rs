@@ -7,9 +7,8 @@
 //! | `bzImage` | the boot image as it was given, for QEMU; absent if an ELF kernel was given |
 //! | `modules/<name>.ko` | the modules kept, unpacked |
 //!
-//! Beside them: `default` (the id of the marked kernel), `.lock` (held by importers) and, while an
-//! import runs, a directory `.tmp-…`. A kernel's directory appears by one rename and is never
-//! changed afterwards.
+//! Beside them: `.lock` (held by importers) and, while an import runs, a directory `.tmp-…`. A kernel's
+//! directory appears by one rename and is never changed afterwards.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -221,15 +220,11 @@ impl KernelStore {
         Ok(listing)
     }
 
-    /// The kernel called `name`: an id, a release (its newest import), the beginning of one id, or
-    /// `default`.
+    /// The kernel called `name`: an id, a release (its newest import), or the beginning of one id.
     ///
     /// # Errors
     /// [`KernelError::NotFound`], [`KernelError::Ambiguous`], or why that kernel cannot be used.
     pub fn find(&self, name: &str) -> Result<Kernel, KernelError> {
-        if name == DEFAULT_FILE {
-            return self.default();
-        }
         let mut kernels = self.list()?.kernels;
         if let Some(at) = kernels
             .iter()
@@ -255,64 +250,19 @@ impl KernelStore {
         }
     }
 
-    /// The kernel marked by [`KernelStore::set_default`], else the newest import.
+    /// The kernel that boots where none is named: the newest import.
     ///
     /// # Errors
-    /// [`KernelError::NoKernels`] in an empty store; [`KernelError::NotFound`] if the marked one is
-    /// gone.
+    /// [`KernelError::NoKernels`] in an empty store; where there are none but damaged ones, what is wrong with one.
     pub fn default(&self) -> Result<Kernel, KernelError> {
-        let mark = self.dir.join(DEFAULT_FILE);
-        match File::open(&mark) {
-            Ok(file) => {
-                let bytes = read_file(&mark, &file, 256, "the default mark")?;
-                let id = String::from_utf8(bytes).unwrap_or_default();
-                let id = id.trim();
-                if is_id(id) && self.dir.join(id).is_dir() {
-                    return self.load(id);
-                }
-                Err(KernelError::NotFound {
-                    name: id.to_owned(),
-                    known: self.list()?.kernels.into_iter().map(|k| k.id).collect(),
-                })
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let listing = self.list()?;
-                let first = listing.kernels.into_iter().next();
-                first.ok_or_else(|| {
-                    // With nothing but damaged kernels, the damage is the news.
-                    listing
-                        .damaged
-                        .into_iter()
-                        .next()
-                        .unwrap_or_else(|| KernelError::NoKernels {
-                            path: self.dir.clone(),
-                        })
-                })
-            }
-            Err(e) => Err(io_error("open", mark)(e)),
+        let mut listing = self.list()?;
+        if listing.kernels.is_empty() {
+            let no_kernels = || KernelError::NoKernels {
+                path: self.dir.clone(),
+            };
+            return Err(listing.damaged.pop().unwrap_or_else(no_kernels));
         }
-    }
-
-    /// Marks the kernel called `name` (as [`KernelStore::find`] takes it) as the default.
-    ///
-    /// # Errors
-    /// If there is none, or the mark cannot be written.
-    pub fn set_default(&self, name: &str) -> Result<Kernel, KernelError> {
-        let kernel = self.find(name)?;
-        let mark = self.dir.join(DEFAULT_FILE);
-        let write = || -> io::Result<()> {
-            let mut temp = tempfile::Builder::new()
-                .prefix(TEMP_PREFIX)
-                .permissions(Permissions::from_mode(0o644))
-                .tempfile_in(&self.dir)?;
-            writeln!(temp, "{}", kernel.id)?;
-            temp.as_file().sync_all()?;
-            temp.persist(&mark).map_err(|e| e.error)?;
-            Ok(())
-        };
-        write().map_err(io_error("write", &mark))?;
-        sync_dir(&self.dir)?;
-        Ok(kernel)
+        Ok(listing.kernels.swap_remove(0))
     }
 
     fn load(&self, id: &str) -> Result<Kernel, KernelError> {
@@ -351,7 +301,6 @@ impl KernelStore {
 }
 
 const TEMP_PREFIX: &str = ".tmp-";
-const DEFAULT_FILE: &str = "default";
 const BZIMAGE: &str = "bzImage";
 const VMLINUX: &str = "vmlinux";
 
