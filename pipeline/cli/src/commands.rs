@@ -232,8 +232,15 @@ fn reach(directories: &Directories, id: &str) -> Result<Result<Connection, Statu
     }
 }
 
+/// What a supervisor answers that refuses nothing.
+enum Answer {
+    Done,
+    /// The process takes no notice of the signal.
+    Dropped,
+}
+
 /// Asks the supervisor of a launch for something that is done or refused.
-fn ask(global: &Global, id: &str, request: &Request) -> Outcome {
+fn ask(global: &Global, id: &str, request: &Request) -> Result<Answer, Complaint> {
     let directories = Directories::resolve(global).map_err(Complaint::new)?;
     let mut connection = match reach(&directories, id)? {
         Ok(connection) => connection,
@@ -241,7 +248,8 @@ fn ask(global: &Global, id: &str, request: &Request) -> Outcome {
     };
     connection.ask(request, &[]).map_err(Complaint::of)?;
     match connection.reply().map_err(Complaint::of)? {
-        Some(Reply::Done) => Ok(0),
+        Some(Reply::Done) => Ok(Answer::Done),
+        Some(Reply::Dropped) => Ok(Answer::Dropped),
         Some(Reply::Failed { failed }) => Err(Failure::from(failed).into()),
         // It has ended meanwhile.
         _ => Err(not_running(request, Status::Stopped)),

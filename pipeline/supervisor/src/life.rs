@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use fcpipe_engine::{CancelToken, FailureKind};
 use fcpipe_launch::Guest;
 use fcpipe_proto::host::RunningProcess;
+use fcpipe_proto::message::SignalOutcome;
 use fcpipe_proto::process::Signal;
 use fcpipe_proto::{ExitStatus, Process};
 use serde_json::{Value, json};
@@ -245,13 +246,13 @@ impl Life {
     }
 
     /// OCI's `kill`: for what was created or runs.
-    pub(crate) fn kill(&self, number: i32, all: bool) -> Result<(), Failed> {
+    pub(crate) fn kill(&self, number: i32, all: bool) -> Result<SignalOutcome, Failed> {
         let signal =
             Signal::new(number).ok_or_else(|| refused(format!("{number} is no signal")))?;
         let process = self.change(|state| match (state.record.status, &state.process) {
             (Status::Running, Some(process)) => Ok(Some(Arc::clone(process))),
             (Status::Created, _) => {
-                if ends_by_default(number) {
+                if signal.ends_by_default() {
                     state.ended_by.get_or_insert(number);
                 }
                 Ok(None)
@@ -259,13 +260,11 @@ impl Life {
             _ => Err(refused("container not running")),
         })?;
         let Some(process) = process else {
-            return Ok(());
+            return Ok(SignalOutcome::Sent);
         };
         match process.signal(signal, all) {
-            Ok(fcpipe_proto::message::SignalOutcome::Sent) => Ok(()),
-            Ok(fcpipe_proto::message::SignalOutcome::NotRunning) => {
-                Err(refused("container not running"))
-            }
+            Ok(SignalOutcome::NotRunning) => Err(refused("container not running")),
+            Ok(outcome) => Ok(outcome),
             Err(error) => Err(Failed::of_guest(&error)),
         }
     }
@@ -360,10 +359,4 @@ fn by_signal(number: i32) -> Option<ExitStatus> {
         signal,
         core: false,
     })
-}
-
-/// Whether a process that does nothing about a signal ends by it: signal(7).
-fn ends_by_default(number: i32) -> bool {
-    // CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG and WINCH.
-    !matches!(number, 17..=23 | 28)
 }

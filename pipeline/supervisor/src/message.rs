@@ -105,6 +105,8 @@ pub enum Reply {
     },
     /// What was asked for is done.
     Done,
+    /// It is, but the process takes no notice of the signal.
+    Dropped,
     /// It is not, and why.
     Failed {
         failed: Failed,

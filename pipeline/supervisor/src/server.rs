@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use fcpipe_launch::Streams;
 use fcpipe_proto::host::{OutputError, RunningProcess, short_path};
+use fcpipe_proto::message::SignalOutcome;
 use fcpipe_proto::process::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -118,7 +119,10 @@ fn serve(stream: &UnixStream, life: &Arc<Life>) {
     };
     let reply = match request {
         Request::Start => done(life.start()),
-        Request::Kill { signal, all } => done(life.kill(signal, all)),
+        Request::Kill { signal, all } => match life.kill(signal, all) {
+            Ok(SignalOutcome::Dropped) => Reply::Dropped,
+            sent => done(sent.map(drop)),
+        },
         Request::End => {
             life.signal(9);
             life.cancel().cancel();

@@ -182,7 +182,10 @@ impl Processes {
         if all {
             signal_all_beside(pid, signal);
         }
+        // Asked before, for it may end by it. What others of the container did about it is not known.
+        let dropped = id == ProcessId::INIT && !all && is_dropped(pid, signal);
         match sys::pidfd_signal(pidfd.as_fd(), signal.get()) {
+            Ok(()) if dropped => SignalOutcome::Dropped,
             Ok(()) => SignalOutcome::Sent,
             Err(_) => SignalOutcome::NotRunning,
         }
@@ -299,6 +302,22 @@ fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
     // WCOREDUMP of wait(2).
     let core = status.as_raw() & 0x80 != 0;
     Some(ExitStatus::Signal { signal, core })
+}
+
+/// Whether the kernel drops a signal to the first process of a PID namespace: one that would end another process, and that it has no handler for
+/// (`SigCgt` of proc_pid_status(5)) and does not wait for (`SigBlk`).
+fn is_dropped(pid: Pid, signal: Signal) -> bool {
+    if signal == Signal::KILL || !signal.ends_by_default() {
+        return false;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+    let status = status.unwrap_or_default();
+    let lacks = |set: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(set));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask >> (signal.get() - 1) & 1 == 0)
+    };
+    lacks("SigCgt:") && lacks("SigBlk:")
 }
 
 /// Signals every process in the PID namespace of `pid` but that one, which comes last: a container

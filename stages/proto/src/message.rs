@@ -95,6 +95,9 @@ pub enum GuestMessage {
 #[serde(rename_all = "snake_case")]
 pub enum SignalOutcome {
     Sent,
+    /// The kernel has dropped it: of the signals that end a process, the container's first takes only KILL, and those that it has a handler for or
+    /// blocks (pid_namespaces(7)).
+    Dropped,
     /// The process had ended, or never began.
     NotRunning,
 }

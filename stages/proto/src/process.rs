@@ -196,6 +196,13 @@ impl Signal {
     pub fn get(self) -> u8 {
         self.0
     }
+
+    /// Whether a process that does nothing about it ends by it: signal(7).
+    #[must_use]
+    pub fn ends_by_default(self) -> bool {
+        // CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG and WINCH.
+        !matches!(self.0, 17..=23 | 28)
+    }
 }
 
 impl TryFrom<i32> for Signal {

@@ -3,7 +3,7 @@
 use fcpipe_supervisor::Request;
 use nix::sys::signal::Signal;
 
-use super::{Outcome, ask};
+use super::{Answer, Outcome, ask, note};
 use crate::arguments::{Global, Kill};
 use crate::complaint::Complaint;
 
@@ -16,7 +16,16 @@ pub(crate) fn run(global: &Global, arguments: &Kill) -> Outcome {
         signal,
         all: arguments.all,
     };
-    ask(global, &arguments.id, &request)
+    match ask(global, &arguments.id, &request)? {
+        Answer::Done => {}
+        // As with every OCI runtime, it counts as sent.
+        Answer::Dropped => note(format!(
+            "note: {} was sent, but the process has no handler for it, and as process 1 of its container it does not end without one; \
+             `fcpipe kill {} KILL` ends it",
+            arguments.signal, arguments.id
+        )),
+    }
+    Ok(0)
 }
 
 /// `9`, `KILL`, `SIGKILL`, `kill`, `RTMIN+3`.

@@ -6,5 +6,6 @@ use super::{Outcome, ask};
 use crate::arguments::{Global, Start};
 
 pub(crate) fn run(global: &Global, arguments: &Start) -> Outcome {
-    ask(global, &arguments.id, &Request::Start)
+    ask(global, &arguments.id, &Request::Start)?;
+    Ok(0)
 }

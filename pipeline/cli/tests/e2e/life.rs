@@ -172,6 +172,11 @@ fn row_55_qemu_a_created_launch_can_be_killed_and_one_that_runs_be_deleted_by_fo
 
     assert_code(&create(&world, "c2").arg("--log").output().unwrap(), 0);
     done(&world, &["start", "c2"]);
+    let output = fcpipe(&world, &["kill", "c2"]);
+    assert_code(&output, 0);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("`fcpipe kill c2 KILL` ends it"), "{said}");
+    assert_eq!(state(&world, "c2")["status"], "running");
     done(&world, &["delete", "--force", "c2"]);
     assert_eq!(done(&world, &["--format", "json", "ps"]), "");
     Leftovers::of(&world).assert_none();

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use fcpipe_proto::message::SignalOutcome;
 use fcpipe_proto::process::Signal;
@@ -141,6 +142,42 @@ fn signals_reach_the_process_and_say_whether_as_root() {
     );
     let outcome = running.process.signal(Signal::TERM, false).unwrap();
     assert_eq!(outcome, SignalOutcome::NotRunning);
+}
+
+#[test]
+fn a_signal_that_the_first_process_takes_no_notice_of_is_told_as_root() {
+    for (script, signal, outcome) in [
+        ("", Signal::TERM, SignalOutcome::Dropped),
+        ("trap '' TERM;", Signal::TERM, SignalOutcome::Dropped),
+        ("trap : TERM;", Signal::TERM, SignalOutcome::Sent),
+        ("trap : TERM;", Signal::HUP, SignalOutcome::Dropped),
+        // It ends nobody who does nothing about it.
+        ("", Signal::new(28).unwrap(), SignalOutcome::Sent),
+        ("", Signal::KILL, SignalOutcome::Sent),
+    ] {
+        let Some(guest) = Guest::new().map(Guest::configured) else {
+            return;
+        };
+        let script = format!("{script} echo up; while :; do sleep 0.01; done");
+        let running = guest.start(&sh(&script), None).unwrap();
+        running.out.wait_for("up");
+        let told = running.process.signal(signal, false).unwrap();
+        assert_eq!(told, outcome, "{script} {signal:?}");
+        // What was dropped has ended nobody.
+        let ends = signal == Signal::KILL;
+        let end = Some(if ends {
+            crate::agent::soon()
+        } else {
+            Instant::now()
+        });
+        let ended = running.process.wait(end).unwrap();
+        assert_eq!(ended.is_some(), ends, "{script} {signal:?}");
+        if !ends {
+            // Beside others, nothing is known.
+            let all = running.process.signal(signal, true).unwrap();
+            assert_eq!(all, SignalOutcome::Sent, "{script} {signal:?}");
+        }
+    }
 }
 
 #[test]
