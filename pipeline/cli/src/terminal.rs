@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use fcpipe_proto::WindowSize;
 use fcpipe_supervisor::{Line, Request};
@@ -46,6 +47,13 @@ impl Terminal {
     }
 }
 
+/// How long a supervisor may take to read a second signal. It passes on what it has read on other threads, so it reads at once.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Of a supervisor that does not.
+pub(crate) const HEARS_NOTHING: &str = "error: the launch's supervisor (fcpipe-super) hears nothing, as one that is stopped; this command ends without it, and the \
+                                        process ends when it goes on";
+
 /// From here on the caller's signals, the sizes of its terminal and what is typed go to the process at the other end. Before any
 /// other thread starts: they inherit which signals are blocked.
 pub(crate) fn hand_over(
@@ -53,19 +61,27 @@ pub(crate) fn hand_over(
     typed: Option<Typed>,
     line: Line,
 ) -> Result<(), Complaint> {
+    let mut signals = 0;
+    let mut pass_on = move |line: &Line, signal: i32| {
+        signals += 1;
+        match signals {
+            1 => line.say(&Request::Signal { signal }),
+            _ => line.insist(signal, PATIENCE),
+        }
+    };
     match terminal {
         Some(terminal) => {
             let fd = terminal.fd.try_clone();
             let fd = fd.map_err(|e| Complaint::new(format_args!("the terminal: {e}")))?;
             signals::watch_also(&[Signal::SIGWINCH], move |signal| {
                 if signal != Signal::SIGWINCH as i32 {
-                    line.say(&Request::Signal { signal });
+                    pass_on(&line, signal);
                 } else if let Some(size) = size(&fd) {
                     line.say(&Request::Resize { size });
                 }
             })
         }
-        None => signals::watch(move |signal| line.say(&Request::Signal { signal })),
+        None => signals::watch(move |signal| pass_on(&line, signal)),
     }
     .map_err(Complaint::new)?;
     if let Some(typed) = typed {

@@ -8,7 +8,7 @@ use crate::arguments::{Exec, Global};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::exit::Convention;
-use crate::terminal::{Terminal, Typed, hand_over, with_streams};
+use crate::terminal::{HEARS_NOTHING, Terminal, Typed, hand_over, with_streams};
 
 pub(crate) fn run(global: &Global, arguments: &Exec) -> Outcome {
     if !arguments.detach {
@@ -67,6 +67,10 @@ fn attached(
                 return Err(Complaint::new(format_args!(
                     "the supervisor said something unexpected: {other:?}"
                 )));
+            }
+            None if let Some(signal) = connection.gave_up() => {
+                super::note(HEARS_NOTHING.into());
+                return Err(Complaint::Signal(signal));
             }
             None => return Err(Complaint::new("the launch has ended").hint(IT_HAS_ENDED)),
         }

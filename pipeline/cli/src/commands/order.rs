@@ -16,7 +16,7 @@ use crate::arguments::{Building, Global, Launching, Progress, Spec};
 use crate::complaint::Complaint;
 use crate::directories::Directories;
 use crate::render::Rendering;
-use crate::terminal::{Terminal, Typed, hand_over};
+use crate::terminal::{HEARS_NOTHING, Terminal, Typed, hand_over};
 
 /// What `run` and `create` ask for.
 pub(crate) struct Wanted<'a> {
@@ -106,6 +106,10 @@ fn follow(global: &Global, connection: &mut Connection, bond: Bond) -> Result<Ca
             Err(Complaint::Signal(signal))
         }
         Some(Reply::Failed { failed }) => Err(Failure::from(failed).into()),
+        None if let Some(signal) = connection.gave_up() => {
+            note(HEARS_NOTHING.into());
+            Err(Complaint::Signal(signal))
+        }
         None => Err(Complaint::new("the launch's supervisor was killed")
             .hint("what it had made is taken away by the next command")),
         Some(other) => Err(Complaint::new(format_args!(

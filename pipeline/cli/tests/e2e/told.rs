@@ -12,6 +12,7 @@ use fcpipe_proto::frame::Frame;
 use fcpipe_proto::host::short_path;
 use fcpipe_proto::message::parse;
 use fcpipe_supervisor::Request;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::firecracker::{fake, fcpipe, run};
@@ -101,6 +102,60 @@ fn row_50_a_launch_that_is_being_cleaned_up_counts_as_stopped_and_not_as_what_it
         let output = fcpipe(&world).args(["delete", "-f", "c1"]).output();
         assert_code(&output.unwrap(), 0);
     }
+}
+
+/// A first signal waits for it; who sends a second one wants the command to end.
+#[test]
+fn row_49_a_second_signal_ends_a_command_whose_supervisor_is_stopped() {
+    if skip_without_kernel() {
+        return;
+    }
+    let world = fake("");
+    let bundle = world.bundle(&["sleep", "1000"], &[]);
+    let mut run = fcpipe(&world);
+    run.args(["run", "--vmm", "firecracker", "--id", "c1"])
+        .arg(&bundle);
+    let mut exec = fcpipe(&world);
+    exec.args(["exec", "c1", "sleep", "1000"]);
+    // A file: of a pipe the supervisor would have the other end.
+    let said = world.path("said");
+    let spawn = |command: &mut Command| {
+        let said = fs::File::create(&said).unwrap();
+        command.stdout(Stdio::null()).stderr(said).spawn().unwrap()
+    };
+    let mut run = spawn(&mut run);
+    let state = || {
+        let state = fs::read(world.path("state/c1/state.json")).unwrap_or_default();
+        serde_json::from_slice(&state).unwrap_or(Value::Null)
+    };
+    until(|| state()["status"] == "running");
+    let supervisor = Pid::from_raw(state()["supervisor"].as_i64().unwrap() as i32).unwrap();
+    kill_process(supervisor, Signal::STOP).unwrap();
+    let mut exec = spawn(&mut exec);
+    for command in [&mut exec, &mut run] {
+        fs::write(&said, "").unwrap();
+        // Blocked: passed on from here on, and no end by itself.
+        let status = format!("/proc/{}/status", command.id());
+        until(|| {
+            fs::read_to_string(&status)
+                .unwrap()
+                .contains("SigBlk:\t0000000001004003")
+        });
+        let client = Pid::from_child(command);
+        kill_process(client, Signal::TERM).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(command.try_wait().unwrap().is_none(), "by the first");
+        kill_process(client, Signal::INT).unwrap();
+        assert_eq!(ended(command).code(), Some(130));
+        let said = fs::read_to_string(&said).unwrap();
+        assert!(
+            said.contains("supervisor (fcpipe-super) hears nothing"),
+            "{said}"
+        );
+    }
+    kill_process(supervisor, Signal::CONT).unwrap();
+    until(|| !world.path("state/c1").exists());
+    Leftovers::of(&world).assert_none();
 }
 
 #[test]
