@@ -311,6 +311,27 @@ impl Drop for NewFile {
     }
 }
 
+/// The file that a name of somebody's stands for: a symlink stays one, and what it names is replaced or made, as by tar, dd or a shell's `>`.
+pub(crate) fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        match std::fs::read_link(&path) {
+            Ok(to) => path = path.parent().unwrap_or(Path::new("")).join(to),
+            // No link, or nothing at all.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::NotFound
+                ) =>
+            {
+                return Ok(path);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
 /// Puts bytes into a file that somebody named: whole, or it is as it was. A symlink stays one, a mode stays as it is, and what is no file (a pipe, a
 /// terminal) is written to.
 ///
@@ -322,11 +343,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         meta => Some(meta?),
     };
-    let link = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
     let real = match &meta {
-        Some(meta) if meta.is_file() => std::fs::canonicalize(path)?,
-        None if !link => path.to_owned(),
-        _ => return std::fs::write(path, bytes),
+        Some(meta) if !meta.is_file() => return std::fs::write(path, bytes),
+        _ => behind_links(path)?,
     };
     let new = match NewFile::create(&real) {
         // Who may write to the file need not be allowed to put another in its place.

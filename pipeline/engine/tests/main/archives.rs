@@ -314,6 +314,36 @@ fn what_is_damaged_or_not_there_is_not_exported() {
 }
 
 #[test]
+fn guarantee_2_a_link_stays_one_and_what_is_no_file_is_left_alone() {
+    let place = Place::new();
+    let (store, objects) = filled(&place, &[1]);
+    let at = |name: &str| place.dir.path().join(name);
+    let export = |path: &std::path::Path| store.export(&[objects[0].id.key()], path, 1, &|| false);
+    fs::write(at("old"), "the old one").unwrap();
+    for (link, to) in [("first", "second"), ("second", "old"), ("dangling", "made")] {
+        std::os::unix::fs::symlink(to, at(link)).unwrap();
+    }
+    let bytes = export(&at("first")).unwrap().bytes;
+    export(&at("dangling")).unwrap();
+    for (link, to) in [("second", "old"), ("dangling", "made")] {
+        assert_eq!(fs::read_link(at(link)).unwrap(), std::path::Path::new(to));
+        assert_eq!(fs::symlink_metadata(at(to)).unwrap().len(), bytes, "{to}");
+    }
+    std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), fifo, 0o600.into(), 0).unwrap();
+    for name in ["loop", "fifo", "."] {
+        let refused = export(&at(name)).unwrap_err();
+        assert!(
+            matches!(refused, ArchiveError::Io { .. }),
+            "{name}: {refused}"
+        );
+    }
+    let kind = fs::symlink_metadata(at("fifo")).unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&kind));
+}
+
+#[test]
 fn it_can_be_cancelled_at_every_look() {
     use std::sync::atomic::{AtomicI32, Ordering};
     let place = Place::new();

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::content::{Content, Hasher, PIECE, piece_len};
 use super::super::{KeptRecord, Lease, Store};
 use super::{ARCHIVE_SCHEMA, ArchiveError, MANIFEST, MANIFEST_DIGEST, Manifest, Packed, member};
 use crate::digest::{Digest, Key};
-use crate::fsutil::NewFile;
+use crate::fsutil::{NewFile, behind_links};
 
 /// An archive that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,9 +24,20 @@ pub struct Exported {
     pub digest: Digest,
 }
 
+/// Where an archive goes. A device or a terminal would be replaced by a file, which nobody means.
+fn place(path: &Path) -> io::Result<PathBuf> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file",
+        )),
+        _ => behind_links(path),
+    }
+}
+
 impl Store {
     /// Writes the records of these keys, and what they name, to the file `path`. What was there is replaced when
-    /// the new file is complete. The same records give the same bytes.
+    /// the new file is complete; a symlink stays one, and the file that it names is replaced. The same records give the same bytes.
     pub fn export(
         &self,
         keys: &[Key],
@@ -40,7 +51,8 @@ impl Store {
             source,
         };
         let (manifest, leases) = self.pack(keys, threads, cancelled)?;
-        let file = NewFile::create(path).map_err(io)?;
+        let file = place(path).and_then(|path| NewFile::create(&path));
+        let file = file.map_err(io)?;
         let mut out = Counted::new(BufWriter::with_capacity(1 << 20, file.file()));
         let written = write(&mut out, &manifest, &leases, cancelled);
         if let Err(error) = written {
