@@ -45,9 +45,6 @@ impl Past {
         receipt: Receipt,
         steps: &[Explained],
     ) -> Self {
-        let ended = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         let why = steps
             .iter()
             .filter_map(|step| {
@@ -58,7 +55,7 @@ impl Past {
         Past {
             spec: spec.to_owned(),
             command: command.to_owned(),
-            ended_ms: u64::try_from(ended.as_millis()).unwrap_or(u64::MAX),
+            ended_ms: now_ms(),
             result,
             why,
             receipt,
@@ -93,6 +90,12 @@ impl Past {
         }
         Ok(())
     }
+}
+
+/// Milliseconds since 1970, by a clock that may be set.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Leaves the newest launches, where there are twice as many as are kept.
@@ -166,24 +169,31 @@ impl History {
     }
 
     /// The launch whose id begins so; the latest of several, and of all where no id is given.
+    ///
+    /// Of one spec that is the last that was written down. Only between specs the clock decides, and a time that has not come yet is of a clock
+    /// that was wrong: such a launch comes after all others.
     pub(crate) fn find(&self, id: Option<&str>) -> io::Result<Option<Past>> {
+        let now = now_ms();
         let mut found: Option<Past> = None;
         for name in names(&self.0)? {
             let launches = read(&self.0.join(name))?.into_iter();
-            found = launches
+            let last = launches
                 .filter(|past| id.is_none_or(|id| past.receipt.id.starts_with(id)))
-                .chain(found)
-                .max_by_key(|past| past.ended_ms);
+                .next_back();
+            let both = last.into_iter().chain(found);
+            found = both.max_by_key(|past| (past.ended_ms <= now, past.ended_ms));
         }
         Ok(found)
     }
 
     /// The launch of the same spec before this one. Launches and builds have other stages: they are not compared.
     pub(crate) fn before(&self, past: &Past) -> io::Result<Option<Past>> {
-        let launches = self.of_spec(&past.spec)?.into_iter();
-        Ok(launches
-            .filter(|before| before.command == past.command && before.ended_ms < past.ended_ms)
-            .max_by_key(|before| before.ended_ms))
+        let launches = self.of_spec(&past.spec)?;
+        let same =
+            |other: &Past| (&other.receipt.id, other.ended_ms) == (&past.receipt.id, past.ended_ms);
+        let at = launches.iter().rposition(same).unwrap_or(0);
+        let mut before = launches.into_iter().take(at);
+        Ok(before.rfind(|before| before.command == past.command))
     }
 
     /// The launches that are kept of a spec, the oldest first.
@@ -254,6 +264,25 @@ mod tests {
         assert!(history.find(Some("a0")).unwrap().is_none(), "it has gone");
         let lines = fs::read(dir.path().join("history").join(file_of("/a".as_ref()))).unwrap();
         assert!(super::lines(&lines).count() < 2 * PER_SPEC);
+    }
+
+    #[test]
+    fn row_28_the_order_of_launches_is_not_the_clock_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = |spec, id, ended| past(spec, id, ended).keep(dir.path()).unwrap();
+        let history = History::of(dir.path());
+        let latest = || history.find(None).unwrap().unwrap();
+        // The clock was a day ahead, and was put right.
+        let tomorrow = now_ms() + 86_400_000;
+        keep("/a", "a0", tomorrow);
+        assert_eq!(latest().receipt.id, "a0");
+        keep("/b", "b0", 2000);
+        assert_eq!(latest().receipt.id, "b0");
+        keep("/a", "a1", 3000);
+        assert_eq!(latest().receipt.id, "a1");
+        let before = history.before(&latest()).unwrap().unwrap();
+        assert_eq!(before.receipt.id, "a0");
+        assert!(history.before(&before).unwrap().is_none());
     }
 
     #[test]
