@@ -1,7 +1,7 @@
 //! A running graph: nodes are added to it while others work.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -153,15 +153,16 @@ impl Run {
             .launch
             .as_ref()
             .map(|launch| launch.path().to_owned());
-        let journal = launch_path.as_deref().map(Journal::open).transpose();
-        let journal = journal.map_err(|e| {
-            Failure::new(
-                "",
-                FailureKind::Host,
-                "the launch's journal",
-                Some(e.into()),
-            )
-        })?;
+        let journal = match launch_path.as_deref().map(Journal::open).transpose() {
+            Ok(journal) => journal,
+            Err(error) => {
+                // Nothing was made, so nothing stays; if it does, the next command sees to it.
+                let _ = settings.launch.map(LaunchDir::remove);
+                let subject = journal_in(launch_path.as_deref());
+                let error = Some(error.into());
+                return Err(Failure::new("", FailureKind::Host, subject, error));
+            }
+        };
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::new(Shared {
             store: settings.store,
@@ -308,7 +309,8 @@ impl Shared {
                 "the run has no launch directory to journal it in",
             ));
         };
-        let fail = |e: std::io::Error| cx.fail(FailureKind::Host, "the launch's journal", e);
+        let subject = || journal_in(self.launch_path.as_deref());
+        let fail = |e: std::io::Error| cx.fail(FailureKind::Host, subject(), e);
         let entry = serde_json::to_value(entry).map_err(|e| fail(e.into()))?;
         // Both under one lock: the order in memory is the journal's.
         let mut made = lock(&self.made);
@@ -350,6 +352,12 @@ impl Shared {
         assert_eq!(id.run, self.run, "a node of another run");
         id.at()
     }
+}
+
+/// The journal, for errors.
+fn journal_in(launch: Option<&Path>) -> String {
+    let launch = launch.unwrap_or(Path::new(""));
+    format!("the launch's journal in {}", launch.display())
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -206,16 +206,18 @@ fn lead(
         KernelStore::open(&order.data).map_err(|e| Failed::new(FailureKind::Kernel, chain(&e)))?;
     let mut own = fcpipe_launch::process_of(&order.spec.process).map_err(|e| Failed::from(&e))?;
     own.console_size = order.console_size.or(own.console_size);
-    let launch = LaunchDir::claim(&host.state, order.id.as_str()).map_err(|e| Failed {
-        hint: match e {
-            LaunchDirError::InUse { .. } => {
-                Some("`fcpipe ps` lists those in use; `fcpipe delete` frees one".into())
-            }
-            _ => None,
+    let in_state = |what: &str, error: Box<dyn std::error::Error + Send + Sync>| {
+        in_state(&host.state, what, error)
+    };
+    let launch = LaunchDir::claim(&host.state, order.id.as_str()).map_err(|e| match e {
+        LaunchDirError::InUse { .. } => Failed {
+            hint: Some("`fcpipe ps` lists those in use; `fcpipe delete` frees one".into()),
+            ..Failed::new(FailureKind::Host, e)
         },
-        ..Failed::new(FailureKind::Host, chain(&e))
+        e => in_state("the launch's directory", e.into()),
     })?;
     let dir = launch.path().to_owned();
+    let mut claimed = Claimed(Some(launch));
 
     let keep = order.bond != Bond::Attached;
     let mut record = Record::new(
@@ -225,13 +227,13 @@ fn lead(
         order.logged.is_some(),
     );
     record.annotations = order.spec.annotations.clone();
-    let told = Events::open(&dir, order.id.as_str()).map_err(|e| host_failed("events", &e))?;
+    let told = Events::open(&dir, order.id.as_str()).map_err(|e| in_state("events", e.into()))?;
     let life = Arc::new(Life::new(dir.clone(), record, told, own, cancel));
     // Set here alone.
     let _ = keeper.set(Arc::clone(&life));
     signals::follow(set, Arc::clone(&life)).map_err(|e| host_failed("signals", &e))?;
     server::listen(&dir, Arc::clone(&life), clients.clone())
-        .map_err(|e| host_failed("the control socket", &e))?;
+        .map_err(|e| in_state("the control socket", e.into()))?;
     listen_to_owner(channel, Arc::clone(&life), order.bond, order.terminal)
         .map_err(|e| host_failed("the caller's thread", &e))?;
 
@@ -239,7 +241,7 @@ fn lead(
         .logged
         .map(|limits| Log::start(&dir, limits))
         .transpose()
-        .map_err(|e| host_failed("the log", &e))?;
+        .map_err(|e| in_state("the log", e.into()))?;
     let output = |name: &'static str, fd: OwnedFd| -> Box<dyn Write + Send> {
         match &log {
             Some(log) => Box::new(log.stream(name)),
@@ -281,6 +283,9 @@ fn lead(
         owner,
         bond: order.bond,
         hooks: Hooks::of(&order.spec),
+    };
+    let Some(launch) = claimed.0.take() else {
+        return Err(Failed::new(FailureKind::Internal, "the launch's directory"));
     };
     let mut launched = fcpipe_launch::run(&order.spec, request, launch, &host, |live| {
         course.run(live, streams)
@@ -330,6 +335,28 @@ fn lead(
         crate::catalogue::end(launch, &life.record(), &mut |line| owner.note(line));
     }
     Ok(reply)
+}
+
+/// A launch's directory before there is a launch: it goes where none comes of it.
+struct Claimed(Option<LaunchDir>);
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        // What can't be taken away now is by the next command.
+        let _ = self.0.take().map(LaunchDir::remove);
+    }
+}
+
+/// What went wrong in the state directory, which a launch has not by chance: if it is full, that is said.
+fn in_state(state: &Path, what: &str, error: Box<dyn std::error::Error + Send + Sync>) -> Failed {
+    let failure = Failure::new("", FailureKind::Host, what, Some(error));
+    Failed::from(&match failure.kind {
+        FailureKind::Space => failure.hint(format_args!(
+            "the state directory {} is full: free some space there, or name another one by `--state-dir`",
+            state.display()
+        )),
+        _ => failure,
+    })
 }
 
 /// The hooks that are run on the host.
