@@ -176,10 +176,8 @@ impl History {
         let now = now_ms();
         let mut found: Option<Past> = None;
         for name in names(&self.0)? {
-            let launches = read(&self.0.join(name))?.into_iter();
-            let last = launches
-                .filter(|past| id.is_none_or(|id| past.receipt.id.starts_with(id)))
-                .next_back();
+            let mut launches = read(&self.0.join(name))?.into_iter();
+            let last = launches.rfind(|past| id.is_none_or(|id| past.receipt.id.starts_with(id)));
             let both = last.into_iter().chain(found);
             found = both.max_by_key(|past| (past.ended_ms <= now, past.ended_ms));
         }
