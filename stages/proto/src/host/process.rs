@@ -163,6 +163,32 @@ impl RunningProcess {
         answer
     }
 
+    /// Gives up a start that is not waited for any more: should the process still begin, it is killed, and its output is nobody's.
+    pub(super) fn abandon(&self) {
+        let request = self.shared.change(|state| {
+            let process = state.processes.get_mut(&self.id)?;
+            process.outputs = 0;
+            process.stop_input();
+            let late = matches!(process.phase, Phase::Starting);
+            let request = late.then(|| state.new_request())?;
+            // Its answer is not waited for, but known when it comes.
+            state.signals.insert(request, None);
+            Some(request)
+        });
+        let Some(request) = request else {
+            return;
+        };
+        let message = HostMessage::Signal {
+            request,
+            process: self.id,
+            signal: Signal::KILL,
+            all: false,
+        };
+        // Where the connection has ended, the process ends with it.
+        let _ = self.shared.mux.send(&message, "a signal");
+        self.outputs.iter().for_each(|inlet| inlet.close());
+    }
+
     /// Gives the process's terminal another size. One without a terminal, or that has ended, takes no notice.
     ///
     /// # Errors

@@ -147,13 +147,17 @@ impl Session {
     ) -> Result<RunningProcess, ProtoError> {
         let (running, threads) = RunningProcess::open(&self.shared, process, stdio)?;
         let id = running.id();
-        self.answer(deadline, "the start of a process", |state| {
+        let started = self.answer(deadline, "the start of a process", |state| {
             match state.processes.get(&id).map(|p| &p.phase) {
                 None | Some(Phase::Starting) => None,
                 Some(Phase::Failed(failure)) => Some(Err(ProtoError::Failed(failure.clone()))),
                 Some(Phase::Running | Phase::Exited(_)) => Some(Ok(())),
             }
-        })?;
+        });
+        if let Err(error) = started {
+            running.abandon();
+            return Err(error);
+        }
         threads.spawn(&self.shared, id)?;
         Ok(running)
     }
@@ -214,7 +218,10 @@ impl Session {
     /// kills the others, so their ends are near.
     pub fn settle(&self, deadline: Instant) -> bool {
         let settled = self.shared.wait(Some(deadline), LOOK, |state| {
-            let over = state.processes.values().all(ProcessState::is_over);
+            // Of one whose start was given up nothing is written by anybody.
+            let nobody = |process: &ProcessState| process.forgotten && process.outputs == 0;
+            let mut all = state.processes.values();
+            let over = all.all(|process| process.is_over() || nobody(process));
             (over || self.shared.gave_up(state).is_some()).then_some(over)
         });
         settled.unwrap_or(false)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fcpipe_proto::frame::{Frame, MAX_CONTROL_FROM_HOST, MAX_DATA, StreamId, WINDOW};
+use fcpipe_proto::frame::{Frame, MAX_CONTROL_FROM_HOST, MAX_DATA, Stdio, StreamId, WINDOW};
 use fcpipe_proto::guest::Connection;
 use fcpipe_proto::host::{RunningProcess, Session};
 use fcpipe_proto::message::HostMessage;
@@ -437,6 +437,54 @@ fn row_49_a_cancelled_launch_waits_for_no_answer() {
         told.expect("it is waited for still"),
         (ended.clone(), ended)
     );
+}
+
+#[test]
+fn a_process_whose_start_comes_too_late_is_killed_and_holds_up_no_end() {
+    let (session, _, mut raw) = connect(false);
+    let late = Instant::now() + Duration::from_millis(50);
+    let (read, output) = io::pipe().unwrap();
+    let started = session.start(&Process::new(["x"]), stdio(output, io::sink()), late);
+    let error = started.err();
+    assert!(
+        matches!(error, Some(ProtoError::Timeout { .. })),
+        "{error:?}"
+    );
+    // Its caller's output is let go of at once, and nothing is waited for.
+    assert_eq!({ read }.read(&mut [0; 1]).unwrap(), 0);
+    assert!(session.settle(Instant::now() + Duration::from_secs(2)));
+    let HostMessage::Start(start) = raw.request() else {
+        panic!("no start");
+    };
+    let HostMessage::Signal {
+        request,
+        process,
+        signal,
+        all: false,
+    } = raw.request()
+    else {
+        panic!("no signal");
+    };
+    assert_eq!((process, signal.get()), (start.id, 9));
+    // Late, and as an agent should.
+    raw.json(r#"{"type":"started","process":1}"#);
+    raw.frame(&Frame::Data(
+        StreamId::new(process, Stdio::Out),
+        b"late".to_vec(),
+    ));
+    raw.json(&format!(
+        r#"{{"type":"signalled","request":{request},"outcome":"sent"}}"#
+    ));
+    raw.json(r#"{"type":"exited","process":1,"status":{"how":"signal","signal":9,"core":false}}"#);
+    for stdio in [Stdio::Out, Stdio::Err] {
+        raw.frame(&Frame::Eof(StreamId::new(process, stdio)));
+    }
+    raw.json(r#"{"type":"oom","kills":1}"#);
+    let end = Instant::now() + Duration::from_secs(60);
+    while session.oom_kills() == 0 && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!((session.oom_kills(), session.ended()), (1, None));
 }
 
 /// The agent's end is as careful: its host is trusted, and may be another version's.
