@@ -234,7 +234,16 @@ fn follow(
     thread
         .spawn(move || {
             while let Ok(Some((request, _))) = receiver.receive::<Request>() {
-                pass_on(&request, &process);
+                let Request::Signal { .. } = request else {
+                    pass_on(&request, &process);
+                    continue;
+                };
+                // Beside this thread: the agent may be slow to answer, and a client whose second signal is not read takes its supervisor for
+                // stopped.
+                let process = Arc::clone(&process);
+                let thread = std::thread::Builder::new().name("signal".to_owned());
+                // Where there is no room for a thread, there is none for the signal.
+                let _ = thread.spawn(move || pass_on(&request, &process));
             }
             noted.fetch_add(1, Ordering::Relaxed);
         })
