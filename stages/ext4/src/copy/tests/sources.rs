@@ -363,9 +363,10 @@ mod mapped {
 #[test]
 fn row_27_pages_that_are_mapped_for_writing_are_written_back_before_they_are_read() {
     const TMPFS: i64 = 0x0102_1994;
-    let place = Place::new();
+    // `/tmp` is a tmpfs on many hosts, which writes nothing back.
+    let place = Place::in_dir("/var/tmp".as_ref());
     if rustix::fs::statfs(place.dir.path()).unwrap().f_type == TMPFS {
-        skipped("the temporary directory is a tmpfs, which writes nothing back");
+        eprintln!("skipped: /var/tmp is a tmpfs as well");
         return;
     }
     let path = place.file("mapped", &[1; 4096]);
