@@ -26,7 +26,7 @@ const MODULES: &str = "kvm_amd tun veth bridge sch_ingress cls_u32 cls_bpf cls_m
 /// patched, keep the breakpoint that stands there for a moment, and run into it for ever, on both processors (seen in 7.2). So there is
 /// always one machine: an empty one of nobody's (`KVM_CREATE_VM`).
 const HOLD_A_MACHINE: &str =
-    r#"perl -e 'open(my $kvm, "+<", "/dev/kvm") && ioctl($kvm, 0xae01, 0) && sleep' &"#;
+    r#"perl -e 'open(KVM, "+<", "/dev/kvm") && ioctl(KVM, 0xae01, 0) && sleep' &"#;
 
 /// The image's size: sparse, so room costs nothing.
 const SIZE: &str = "16GiB";
