@@ -95,7 +95,8 @@ impl Clock {
 }
 
 /// How much the file system may have left out of a time. Where it keeps everything, one of 10^7 files
-/// looks as if it did not, which does no harm.
+/// looks as if it did not (one of 250, where the host's clock has gone in whole milliseconds since its start), which does no harm:
+/// for that long, what was just written counts as changed.
 fn grain(nanos: u32) -> i128 {
     const SECOND: i128 = 1_000_000_000;
     match nanos {
