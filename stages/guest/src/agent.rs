@@ -28,7 +28,7 @@ use crate::{net, stats, sys};
 const END: Duration = Duration::from_secs(5);
 
 /// How long a host may take to hang up once it has its last answer.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What the agent finds itself in: a VM, or a test.
 pub struct Settings {
@@ -370,6 +370,19 @@ impl Agent {
         }
         ended && released.is_ok()
     }
+
+    /// The same where no host has asked for it: one that is there gets the news of it, and hangs up or asks now. What has not left the
+    /// machine when it resets is lost.
+    pub(crate) fn end_unasked(&self) {
+        self.end();
+        let served = match &*self.session() {
+            Session::Served(mux) => Some(Arc::clone(mux)),
+            Session::None(_) | Session::Claimed => None,
+        };
+        if let Some(mux) = served {
+            linger(&mux, FAREWELL);
+        }
+    }
 }
 
 fn refusal(why: &str) -> Failure {
@@ -402,6 +415,17 @@ mod tests {
 
     use super::*;
 
+    /// Without a container, or anything else.
+    fn agent() -> Agent {
+        Agent::new(Settings {
+            boot_id: String::new(),
+            program: PathBuf::new(),
+            base: PathBuf::new(),
+            disk: Box::new(|_| None),
+            cgroup: None,
+        })
+    }
+
     /// A host takes fewer deaths than before for a lie, and hangs up.
     #[test]
     fn row_62_deaths_for_want_of_memory_are_told_in_their_order_whoever_tells() {
@@ -409,13 +433,7 @@ mod tests {
         // All of it fits into what may wait to be sent.
         const EACH: usize = 1000;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let agent = Agent::new(Settings {
-            boot_id: String::new(),
-            program: PathBuf::new(),
-            base: PathBuf::new(),
-            disk: Box::new(|_| None),
-            cgroup: None,
-        });
+        let agent = agent();
         let mux = Mux::new(&ours, Side::Guest, MAX_CONTROL_FROM_GUEST).unwrap();
         *agent.session() = Session::Served(Arc::clone(&mux));
         thread::scope(|scope| {
@@ -444,6 +462,29 @@ mod tests {
             assert_eq!(most, (THREADS * EACH) as u64);
         });
         mux.end(ProtoError::Ended);
+    }
+
+    #[test]
+    fn an_end_that_nobody_asked_for_waits_until_the_host_has_the_news() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let agent = agent();
+        let mux = Mux::new(&ours, Side::Guest, MAX_CONTROL_FROM_GUEST).unwrap();
+        *agent.session() = Session::Served(Arc::clone(&mux));
+        let begun = Instant::now();
+        let host = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            let hung_up = begun.elapsed();
+            // As whoever reads from it would see it.
+            mux.end(ProtoError::Closed);
+            hung_up
+        });
+        agent.end_unasked();
+        let ended = begun.elapsed();
+        let hung_up = host.join().unwrap();
+        assert!(ended >= hung_up.min(FAREWELL), "{ended:?} {hung_up:?}");
+        // And with nobody there, for nobody.
+        *agent.session() = Session::None(Instant::now());
+        agent.end_unasked();
     }
 
     #[test]

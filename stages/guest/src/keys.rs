@@ -22,7 +22,7 @@ pub(crate) fn listen(agent: &Arc<Agent>) -> io::Result<()> {
         // It fails only for a set that has none.
         if interrupt().wait().is_ok() {
             say("Ctrl-Alt-Del: the machine ends");
-            agent.end();
+            agent.end_unasked();
             reset();
         }
     })?;
