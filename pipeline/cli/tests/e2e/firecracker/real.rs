@@ -33,7 +33,9 @@ fn needs_firecracker_ctrl_alt_del_ends_a_machine_in_order() {
         .spawn()
         .unwrap();
     let mut up = [0; 3];
-    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    if let Err(error) = child.stdout.as_mut().unwrap().read_exact(&mut up) {
+        panic!("{error}: {:?}", child.wait_with_output());
+    }
     let dir = fs::File::open(world.path("state/cad")).unwrap();
     let socket = format!("/proc/self/fd/{}/api.sock", dir.as_raw_fd());
     let mut api = UnixStream::connect(socket).unwrap();
