@@ -18,8 +18,7 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
             run(area, rest)?;
         }
         println!("\n== to reach");
-        let fcpipe = release::build(&["fcpipe"])?.join("fcpipe");
-        return program(&["summary"], &[place(&fcpipe)?.as_os_str()]);
+        return program(&["summary"], &[place(&built()?)?.as_os_str()]);
     }
     let words: &[&str] = match area {
         "ext4" => &[],
@@ -33,7 +32,7 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
         }
     };
     setup::run()?;
-    let fcpipe = release::build(&["fcpipe", "fcpipe-fake-firecracker"])?.join("fcpipe");
+    let fcpipe = built()?;
     let path = release::words(&fcpipe)?;
     if area != "ext4" {
         demo::import_kernel(path)?;
@@ -52,6 +51,11 @@ pub(crate) fn run(area: &str, rest: &[String]) -> Result<()> {
     }
     arguments.extend(rest.iter().map(OsStr::new));
     program(words, &arguments)
+}
+
+/// The program, with the fake monitor beside it.
+fn built() -> Result<PathBuf> {
+    Ok(release::build(&["fcpipe", "fcpipe-fake-firecracker"])?.join("fcpipe"))
 }
 
 /// Where trees, images and figures go: `target/bench`, unless the program refuses to keep its state there, as root does in a checkout of

@@ -110,10 +110,8 @@ mod tests {
     /// Without the bound, this would take as long as the program.
     #[test]
     fn a_program_that_hangs_is_killed() {
-        let begun = Instant::now();
         let late = run("sleep", &["3600"], "", Duration::from_millis(50)).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() < Duration::from_secs(3600));
         let mine = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         let sleeps = mine.split_whitespace().filter(|pid| {
             std::fs::read(format!("/proc/{pid}/cmdline"))

@@ -12,7 +12,7 @@ use crate::values::{HostPath, IdMaps, ImagePath, Named, Owner, Text};
 
 /// The mount options that are fcpipe's own begin with this.
 const OWN: &str = "x-fcpipe.";
-const OWN_OPTIONS: &[&str] = &[
+const OWN_OPTIONS: [&str; 7] = [
     "policy",
     "immutable",
     "digest",
@@ -22,17 +22,10 @@ const OWN_OPTIONS: &[&str] = &[
     "idmap",
 ];
 
-/// Fields that only a bind mount has.
-pub(crate) const OF_BIND: [&str; 8] = [
-    "policy",
-    "immutable",
-    "digest",
-    "trust",
-    "exclude",
-    "owner",
-    "idmap",
-    "recursive",
-];
+/// Fields that only a bind mount has: each of these is one, too, and one more.
+pub(crate) fn of_bind() -> impl Iterator<Item = &'static str> {
+    OWN_OPTIONS.iter().copied().chain(["recursive"])
+}
 
 /// Flags of mount(8) that mean something on a bind mount of what is in the image; each also undoes the
 /// other of its pair. Access-time flags form one group.
@@ -253,7 +246,7 @@ pub(crate) fn read(
             mount.idmap.is_some(),
             mount.recursive.is_some(),
         ];
-        for (name, there) in OF_BIND.into_iter().zip(there) {
+        for (name, there) in of_bind().zip(there) {
             if there {
                 return Err(no_bind(path.key(name)));
             }

@@ -91,7 +91,7 @@ pub(crate) fn of_bind() -> Value {
 /// A mount of the guest's own has nothing of a source.
 pub(crate) fn of_guest() -> Value {
     let mut fields = serde_json::Map::new();
-    for name in crate::mounts::OF_BIND {
+    for name in crate::mounts::of_bind() {
         fields.insert(name.to_owned(), json!({"type": "null"}));
     }
     fields.insert("type".to_owned(), json!({"not": {"const": "none"}}));

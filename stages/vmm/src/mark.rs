@@ -63,9 +63,24 @@ impl ProcessMark {
     }
 }
 
+/// Of `/proc/<pid>/stat`, proc_pid_stat(5).
 struct Stat {
-    start_time: u64,
     ended: bool,
+    /// Field 22.
+    start_time: u64,
+    /// Bytes of memory, field 23. None have a thread of the kernel and a process that has ended: neither gets an environment.
+    /// (Their `environ` is empty on Linux 6.1, and cannot be opened on 6.18.)
+    memory: u64,
+    /// Where the environment begins and ends, fields 50 and 51; 0 until execve(2) has laid it down.
+    environment: (u64, u64),
+}
+
+impl Stat {
+    /// It has an environment that is not empty, or is about to get one.
+    fn has_environment(&self) -> bool {
+        let (start, end) = self.environment;
+        self.memory > 0 && (start == 0 || start < end)
+    }
 }
 
 fn stat(pid: u32) -> io::Result<Stat> {
@@ -76,13 +91,14 @@ fn stat(pid: u32) -> io::Result<Stat> {
 /// The name, in parentheses, may hold anything: what follows the last `)` is fields from the third on.
 fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
-    let mut fields = std::str::from_utf8(&bytes[after..])
-        .ok()?
-        .split_ascii_whitespace();
-    let state = fields.next()?;
+    let fields = std::str::from_utf8(&bytes[after..]).ok()?;
+    let fields: Vec<_> = fields.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse().ok();
     Some(Stat {
-        ended: matches!(state, "Z" | "X"),
-        start_time: fields.nth(18)?.parse().ok()?,
+        ended: matches!(*fields.first()?, "Z" | "X"),
+        start_time: field(22)?,
+        memory: field(23)?,
+        environment: (field(50)?, field(51)?),
     })
 }
 
@@ -226,7 +242,7 @@ fn look(pid: u32) -> Look {
     let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else {
         return Look::Unmarked;
     };
-    if environ.is_empty() && Memory::of(pid).is_some_and(|memory| memory.has_environment()) {
+    if environ.is_empty() && stat(pid).is_ok_and(|stat| stat.has_environment()) {
         return Look::Between;
     }
     let value = environ.split(|&byte| byte == 0).find_map(|entry| {
@@ -236,58 +252,29 @@ fn look(pid: u32) -> Look {
     value.map_or(Look::Unmarked, |value| Look::Marked(value.to_vec()))
 }
 
-/// Of a process, from `/proc/<pid>/stat`, proc_pid_stat(5).
-struct Memory {
-    /// Bytes, field 23. None have a thread of the kernel and a process that has ended: neither gets an environment.
-    /// (Their `environ` is empty on Linux 6.1, and cannot be opened on 6.18.)
-    size: u64,
-    /// Where the environment begins and ends, fields 50 and 51; 0 until execve(2) has laid it down.
-    environment: (u64, u64),
-}
-
-impl Memory {
-    fn of(pid: u32) -> Option<Self> {
-        let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let after = bytes.iter().rposition(|&byte| byte == b')')? + 1;
-        // The first of these is field 3.
-        let fields = std::str::from_utf8(&bytes[after..]).ok()?;
-        let fields: Vec<_> = fields.split_ascii_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse().ok();
-        Some(Self {
-            size: field(23)?,
-            environment: (field(50)?, field(51)?),
-        })
-    }
-
-    /// That, or it is about to get one.
-    fn has_environment(&self) -> bool {
-        let (start, end) = self.environment;
-        self.size > 0 && (start == 0 || start < end)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_confuse() {
-        let line = b"42 (a) Z (b) c) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 1 1\n";
+        let line = b"42 (a) Z (b) c) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 4096 1 \
+            0 0 0 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 50 51 0\n";
         let stat = parse_stat(line).unwrap();
-        assert_eq!(stat.start_time, 777);
-        assert!(!stat.ended);
+        assert_eq!((stat.start_time, stat.memory), (777, 4096));
+        assert_eq!((stat.ended, stat.environment), (false, (50, 51)));
     }
 
     #[test]
     fn an_environment_begins_somewhere() {
-        let memory = Memory::of(std::process::id()).unwrap();
-        let (start, end) = memory.environment;
+        let stat = stat(std::process::id()).unwrap();
+        let (start, end) = stat.environment;
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
         let (from, to) = stack.split_once(' ').unwrap().0.split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
         assert!((number(from)..number(to)).contains(&start) && start < end);
-        assert!(memory.has_environment());
+        assert!(stat.has_environment());
     }
 
     /// Each of them cost [`EXEC`] on kernels that let their empty `environ` be read.
@@ -298,11 +285,11 @@ mod tests {
         let id = rustix::process::WaitId::Pid(Pid::from_child(&child));
         let kept = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
         rustix::process::waitid(id, kept).unwrap();
-        assert!(!Memory::of(pid).unwrap().has_environment());
+        assert!(!stat(pid).unwrap().has_environment());
         child.wait().unwrap();
         // In a namespace of processes there are none of the kernel's.
         if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim_end() == "kthreadd") {
-            assert!(!Memory::of(2).unwrap().has_environment());
+            assert!(!stat(2).unwrap().has_environment());
         } else {
             println!("skipped for threads of the kernel: there are none to be seen");
         }

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use crate::mounts::MountPoint;
 use crate::world::{Leftovers, World, assert_code, not_root, skip};
 
 fn build(world: &World, bundle: &Path, image: &str, more: &[&str]) -> Output {
@@ -229,13 +230,7 @@ fn root_row_31_a_full_disk_leaves_the_output_as_it_was() {
     let bundle = world.bundle(&["true"], &[]);
     fs::write(bundle.join("rootfs/big"), vec![1u8; 12 << 20]).unwrap();
     let small = world.path("small");
-    fs::create_dir(&small).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"])
-        .arg(&small)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
+    let mounted = MountPoint::tmpfs(small.clone(), "size=6m");
     fs::write(small.join("a.img"), "the old one").unwrap();
     let output = build(&world, &bundle, "small/a.img", &[]);
     let left: Vec<_> = fs::read_dir(&small)
@@ -244,13 +239,7 @@ fn root_row_31_a_full_disk_leaves_the_output_as_it_was() {
         .map(|e| e.file_name())
         .collect();
     let old = fs::read(small.join("a.img")).unwrap();
-    assert!(
-        Command::new("umount")
-            .arg(&small)
-            .status()
-            .unwrap()
-            .success()
-    );
+    drop(mounted);
     assert_code(&output, 1);
     assert_eq!(left, ["a.img"]);
     assert_eq!(old, b"the old one");

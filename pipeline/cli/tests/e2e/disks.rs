@@ -13,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::mounts::MountPoint;
 use crate::probe::probe;
 use crate::world::{Leftovers, World, assert_code, not_root, skip, skip_without_machine};
 
@@ -303,26 +304,6 @@ fn row_33_50_qemu_an_image_in_use_stays_and_sigkill_leaves_nothing() {
     }
 }
 
-/// A small tmpfs over a directory, for as long as this lives.
-struct OnTmpfs<'a>(&'a Path);
-
-impl<'a> OnTmpfs<'a> {
-    fn new(dir: &'a Path, megabytes: u32) -> Self {
-        let size = format!("size={megabytes}m");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "none"]).arg(dir);
-        assert!(mount.status().unwrap().success());
-        OnTmpfs(dir)
-    }
-}
-
-impl Drop for OnTmpfs<'_> {
-    fn drop(&mut self) {
-        // Whoever ended this moment may have something there still.
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
 #[test]
 fn row_31_needs_root_qemu_a_full_host_disk_is_an_error_in_the_guest() {
     if skip(not_root()) || skip_without_machine() {
@@ -331,8 +312,7 @@ fn row_31_needs_root_qemu_a_full_host_disk_is_an_error_in_the_guest() {
     for way in ["snapshot", "overlay", "copy"] {
         let world = World::new();
         let small = world.path("small");
-        fs::create_dir(&small).unwrap();
-        let mounted = OnTmpfs::new(&small, 24);
+        let mounted = MountPoint::tmpfs(small.clone(), "size=24m");
         let script = "busybox dd if=/dev/zero of=/f bs=1M count=60 conv=fsync 2>&1; echo $?";
         let bundle = world.bundle(&["sh", "-c", script], &[]);
         let mut fcpipe = run(&world, way, &bundle, None);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::mounts::MountPoint;
 use crate::world::{World, assert_code, not_root, skip};
 
 /// An image mounted by a program, not by the kernel.
@@ -34,29 +35,6 @@ impl Drop for Fuse {
         while is_mounted(&self.0) && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(10));
         }
-    }
-}
-
-/// Any other file system without a disk.
-struct Other(PathBuf);
-
-impl Other {
-    fn mount(at: &Path) -> Other {
-        fs::create_dir(at).unwrap();
-        let mut mount = Command::new("mount");
-        let status = mount
-            .args(["-t", "tmpfs", "other"])
-            .arg(at)
-            .status()
-            .unwrap();
-        assert!(status.success());
-        Other(at.to_owned())
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
     }
 }
 
@@ -135,7 +113,8 @@ fn root_row_29_a_source_on_fuse_is_copied_and_known_again_after_a_remount() {
     assert_eq!(built(), "hit");
     drop(first);
     // Takes the device number that has just become free.
-    let other = Other::mount(&world.path("other"));
+    // Any other file system without a disk.
+    let other = MountPoint::tmpfs(world.path("other"), "mode=755");
     let second = Fuse::mount(&world.path("store.img"), &bucket);
     assert_eq!(built(), "hit", "after a remount");
     fs::write(bucket.join("object"), "two\n").unwrap();

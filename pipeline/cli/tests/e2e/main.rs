@@ -17,6 +17,7 @@ mod firecracker;
 mod fuse;
 mod hooks;
 mod life;
+mod mounts;
 mod network;
 mod oci;
 mod probe;

@@ -12,6 +12,7 @@ use fcpipe_treegen::{Rng, count, seed};
 use serde_json::Value;
 
 use super::{assert_clean, bundle, cache, content, export, export_command, lines, one, outcome};
+use crate::mounts::MountPoint;
 use crate::world::{World, assert_code, not_root, skip, skip_even_in_ci};
 
 /// What the image must hold: made in a cache of its own, with nobody in the way.
@@ -298,41 +299,19 @@ fn flip(file: &Path, random: &mut Rng) {
     fs::set_permissions(file, mode).unwrap();
 }
 
-/// A file system of its own in memory, unmounted at the end.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn new(world: &World, mib: u32) -> SmallDisk {
-        let dir = world.path("small");
-        fs::create_dir(&dir).unwrap();
-        let options = format!("size={mib}m,mode=700");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(&dir)
-            .status();
-        assert!(mount.unwrap().success());
-        SmallDisk(dir)
-    }
-
-    fn free(&self) -> u64 {
-        let stat = rustix::fs::statvfs(&self.0).unwrap();
-        stat.f_bavail * stat.f_frsize
-    }
-
-    /// Leaves this many bytes free.
-    fn leave(&self, bytes: u64) {
-        let ballast = self.0.join("ballast");
-        let _ = fs::remove_file(&ballast);
-        let file = fs::File::create(&ballast).unwrap();
-        let take = self.free().saturating_sub(bytes);
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
-    }
+/// Bytes that there is room for.
+fn free(disk: &MountPoint) -> u64 {
+    let stat = rustix::fs::statvfs(disk.path()).unwrap();
+    stat.f_bavail * stat.f_frsize
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
+/// Leaves so many bytes free.
+fn leave(disk: &MountPoint, bytes: u64) {
+    let ballast = disk.path().join("ballast");
+    let _ = fs::remove_file(&ballast);
+    let file = fs::File::create(&ballast).unwrap();
+    let take = free(disk).saturating_sub(bytes);
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
 }
 
 #[test]
@@ -342,16 +321,16 @@ fn root_row_31_wherever_the_disk_becomes_full_it_is_said_and_nothing_is_left() {
     }
     let world = World::new();
     let bundle = world.bundle(&["true"], &[]);
-    let disk = SmallDisk::new(&world, 64);
-    let (cache_dir, state) = (disk.0.join("cache"), disk.0.join("state"));
-    let output = disk.0.join("out.tar");
+    let disk = MountPoint::tmpfs(world.path("small"), "size=64m,mode=700");
+    let (cache_dir, state) = (disk.path().join("cache"), disk.path().join("state"));
+    let output = disk.path().join("out.tar");
     let run = || {
         let mut export = export_command(&world, &cache_dir, &bundle, &output);
         export.arg("--state-dir").arg(&state).output().unwrap()
     };
-    let free = disk.free();
+    let before = free(&disk);
     assert_code(&run(), 0);
-    let needed = free - disk.free();
+    let needed = before - free(&disk);
     let image = files_below(&cache_dir.join("v1/objects"));
     let image: u64 = image
         .iter()
@@ -371,7 +350,7 @@ fn root_row_31_wherever_the_disk_becomes_full_it_is_said_and_nothing_is_left() {
             1 => image / 4096 + round / 3,
             _ => (needed / 4096 + 8) * round / rounds,
         };
-        disk.leave(pages * 4096);
+        leave(&disk, pages * 4096);
         let ended = run();
         let why = format!("{pages} pages free: {}", ended.stderr.escape_ascii());
         if ended.status.success() {
@@ -413,7 +392,7 @@ fn root_row_31_wherever_the_disk_becomes_full_it_is_said_and_nothing_is_left() {
             "{why}"
         );
         // With room again it goes on from there.
-        fs::remove_file(disk.0.join("ballast")).unwrap();
+        fs::remove_file(disk.path().join("ballast")).unwrap();
         assert_code(&run(), 0);
     }
     println!("{failed} of {} found the disk full", failed + fine);
@@ -431,13 +410,13 @@ fn root_row_39_a_store_on_overlayfs() {
     let world = World::new();
     let bundle = bundle(&world);
     // Overlayfs wants an upper directory on another kind of file system than itself; tmpfs always serves.
-    let disk = SmallDisk::new(&world, 256);
+    let disk = MountPoint::tmpfs(world.path("small"), "size=256m,mode=700");
     for name in ["lower", "upper", "work"] {
-        fs::create_dir(disk.0.join(name)).unwrap();
+        fs::create_dir(disk.path().join(name)).unwrap();
     }
     let merged = world.path("merged");
     fs::create_dir(&merged).unwrap();
-    let dir = |name| disk.0.join(name).display().to_string();
+    let dir = |name| disk.path().join(name).display().to_string();
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
         dir("lower"),
@@ -452,10 +431,10 @@ fn root_row_39_a_store_on_overlayfs() {
         skip_even_in_ci(Some("overlayfs can't be mounted here".to_owned()));
         return;
     }
-    let merged = SmallDisk(merged);
+    let merged = MountPoint(merged);
     let make = || {
         let output = world.path("out.tar");
-        export_command(&world, &merged.0.join("cache"), &bundle, &output)
+        export_command(&world, &merged.path().join("cache"), &bundle, &output)
             .output()
             .unwrap()
     };
@@ -464,7 +443,7 @@ fn root_row_39_a_store_on_overlayfs() {
     for command in ["verify", "gc"] {
         let mut run = world.fcpipe();
         run.args(["cache", command, "--cache-dir"])
-            .arg(merged.0.join("cache"));
+            .arg(merged.path().join("cache"));
         assert_code(&run.output().unwrap(), 0);
     }
     assert_eq!(outcome(&make(), "copy"), "hit");
